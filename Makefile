@@ -1,0 +1,74 @@
+# Every task of the project, on Linux and macOS; `make help` lists them. All work happens in .venv,
+# and nothing is installed outside it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Options to pass on: make lab LAB_ARGS="--no-browser --port=8899", make test PYTEST_ARGS="-k schedule".
+LAB_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+LESSONS := $(sort $(wildcard notebooks/*.ipynb))
+LABS := $(sort $(wildcard solutions/*/*.ipynb))
+EXERCISES := $(sort $(wildcard exercises/*/*.ipynb))
+
+# The kernel is always this .venv's Python, whatever kernels the machine has registered.
+export JUPYTER_PREFER_ENV_PATH := 1
+PYTEST := $(BIN)/python -m pytest
+NBVAL := $(PYTEST) -p no:cacheprovider --nbval-current-env --nbval-cell-timeout=120
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test check unit lessons labs notebooks build bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A stamp file is newer than what it was installed from, so an installation happens once.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lab-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e ".[lab]"
+	@touch $@
+
+$(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e ".[lab,test]"
+	@touch $@ $(VENV)/.lab-installed
+
+lab: $(VENV)/.lab-installed  ## install once, and open the course in JupyterLab
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/$(or $(firstword $(LESSONS)),README.md) $(LAB_ARGS)
+
+test: check unit lessons labs  ## install once, and run every check: lint, types, tests, all notebooks
+
+check: $(VENV)/.test-installed  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Tests and stored outputs must not depend on a live display, nor on a terminal.
+unit lessons labs notebooks: export PPKIT_LIVE := 0
+
+unit: $(VENV)/.test-installed  ## the tests of the library
+	$(PYTEST) tests $(PYTEST_ARGS)
+
+lessons: $(VENV)/.test-installed  ## execute the lessons, and compare every output with the stored one
+	$(if $(LESSONS),$(NBVAL) --nbval $(LESSONS),@echo "notebooks/ holds no lesson yet")
+
+labs: $(VENV)/.test-installed  ## execute every lab to its end: the solutions, and the exercises as handed out
+	$(if $(LABS),$(NBVAL) --nbval-lax $(LABS) $(EXERCISES),@echo "solutions/ holds no lab yet")
+
+notebooks: $(VENV)/.test-installed  ## execute the lessons and solutions, and store their outputs
+	$(BIN)/python -m ppkit.course.execute $(wildcard notebooks solutions)
+
+build: $(VENV)/.test-installed  ## make exercises/ from solutions/
+	$(BIN)/ppkit build
+
+bench: $(VENV)/.test-installed  ## measure what the design gives a budget for
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean:  ## remove caches and what was built; .venv stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

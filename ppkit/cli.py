@@ -1,0 +1,99 @@
+"""The `ppkit` command: one row of a table for each subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ppkit
+from ppkit.errors import PpkitError
+
+__all__ = ["main"]
+
+DONE, DIFFERS, FAILED = 0, 1, 2  # exit codes; argparse also ends with 2 for arguments it cannot read
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: how it is called, and the function that carries it out and returns the exit code."""
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "root",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        help="the folder that holds solutions/ and exercises/ (default: the current folder)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with 1 and name the files if exercises/ is not what solutions/ gives",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="overwrite exercises in which somebody has already filled in an answer",
+    )
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    # nbgrader takes a second to import, and only this subcommand needs it.
+    from ppkit.course.build import build, find_differences
+
+    if not arguments.check:
+        report = build(arguments.root, force=arguments.force)
+        for line in report.lines():
+            print(line)
+        return DONE
+    differences = find_differences(arguments.root)
+    for difference in differences:
+        print(difference)
+    if differences:
+        print(f"{len(differences)} of the exercise files differ from what solutions/ gives. Run: ppkit build")
+        return DIFFERS
+    print("exercises/ is what solutions/ gives.")
+    return DONE
+
+
+COMMANDS = (Command("build", "make exercises/ from solutions/", _build_arguments, _build),)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ppkit", description="Tools of the ppkit course on training one model over many devices."
+    )
+    parser.add_argument("--version", action="version", version=f"ppkit {ppkit.__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="command", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(command.name, help=command.summary, description=command.summary)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `ppkit` command.
+
+    Args:
+        argv: The arguments after the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0 done, 1 the check found differences, 2 the command could not be carried out.
+    """
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except PpkitError as error:
+        print(f"ppkit: {error}", file=sys.stderr)
+        return FAILED

@@ -1,0 +1,1 @@
+"""The course's workshop: exercises from solutions, and notebooks executed in place."""

@@ -1,0 +1,78 @@
+"""Where things lie in a drawing: the time axis, and the rows of each timeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppkit.timeline import Timeline
+from ppkit.units import TimeUnit, unit_for
+
+__all__ = ["Axis", "Band"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The time axis: its span in seconds, its unit, and the decimals that matter."""
+
+    span: float
+    unit: TimeUnit
+
+    @classmethod
+    def of(cls, timelines: Sequence[Timeline]) -> Axis:
+        """The axis that holds all of the timelines, each from its first start."""
+        span = max(timeline.makespan for timeline in timelines)
+        return cls(span, unit_for(span, timelines[0].notes.get("unit")))
+
+    def value(self, seconds: float, extra: int = 2) -> float:
+        """Seconds in the axis's unit, rounded to a hundred-thousandth of it, whole where it is whole."""
+        rounded = round(seconds * self.unit.scale, self.decimals + extra)
+        return int(rounded) if rounded == int(rounded) else rounded
+
+    @property
+    def decimals(self) -> int:
+        """Decimals of a time in text: three or four significant digits of the span."""
+        span = self.span * self.unit.scale
+        return max(0, 3 - math.floor(math.log10(span))) if span else 0
+
+    @staticmethod
+    def row_height(n_rows: int, lanes: bool) -> float:
+        """Pixels for a rank's row: less when there are many."""
+        return max(22 if lanes else 16, min(60 if lanes else 42, 900 / n_rows))
+
+
+@dataclass(frozen=True)
+class Band:
+    """The rows of one timeline, a unit high each, downwards from ``top``."""
+
+    timeline: Timeline
+    top: float
+    lanes: bool
+    gap: ClassVar[float] = 1.5
+
+    @property
+    def bottom(self) -> float:
+        """Where the next row would begin."""
+        return self.top + self.timeline.n_ranks
+
+    @property
+    def thickness(self) -> float:
+        """Height of a compute lane's bars."""
+        return 0.58 if self.lanes else 0.8
+
+    comm_thickness: ClassVar[float] = 0.28
+
+    def compute(self, rank: int) -> float:
+        """The middle of a rank's compute lane."""
+        return round(self.top + rank - (0.15 if self.lanes else 0), 2)
+
+    def comm(self, rank: int) -> float:
+        """The middle of a rank's communication lane, which lies under its compute lane."""
+        return round(self.top + rank + 0.32, 2)
+
+    def message(self, sender: int, receiver: int) -> tuple[float, float]:
+        """Where a message's line begins and ends: at the edges of the compute lanes that face each other."""
+        half = self.thickness / 2 if receiver > sender else -self.thickness / 2
+        return round(self.compute(sender) + half, 2), round(self.compute(receiver) - half, 2)

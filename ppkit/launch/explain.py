@@ -1,0 +1,202 @@
+"""Says what went wrong in a run: which rank, how, where in the learner's code, and why."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ppkit.errors import DeadlockError, RankError
+
+if TYPE_CHECKING:
+    from ppkit.launch.watch import RankLog
+
+Frame = tuple[str, int, str]
+_LOST_PEER = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|remote process exited", re.I)
+_TAIL = 8  # lines of a crashed rank's output that its error quotes
+
+
+def failure(logs: Sequence[RankLog], output: tuple[str, ...]) -> RankError:
+    """Return the error of the rank that failed first; the others' are mostly its consequences."""
+    # The end of a process is noticed a little after the errors it causes, so that time alone would blame a victim.
+    failed = sorted((_is_victim(log), log.ended or 0.0, rank) for rank, log in enumerate(logs) if log.failed)
+    first = failed[0][2]
+    log = logs[first]
+    others = {rank: _short(logs[rank]) for *_, rank in failed[1:]}
+    if log.error is not None:
+        kind, text = (
+            ("exit", _exit_text(first, log.error))
+            if log.error["exit"]
+            else ("exception", _raised_text(first, log.error))
+        )
+        original, traceback_text = log.error["type"], log.error["traceback"]
+    else:
+        kind, text = _ended_text(first, log, output[first])
+        original, traceback_text = "", ""
+    if others:
+        text += "\n\nAfterwards, and probably because of it:\n" + "\n".join(
+            f"  rank {r}: {t}" for r, t in others.items()
+        )
+    return RankError(text, rank=first, kind=kind, original_type=original, traceback_text=traceback_text, others=others)
+
+
+def timeout(logs: Sequence[RankLog], seconds: float) -> RankError:
+    """Return the error of a run that took longer than it may."""
+    working = [rank for rank, log in enumerate(logs) if not log.over]
+    text = f"The run was ended after its time limit of {seconds:g} s; not finished: {_ranks(working)}.\n{_table(logs)}"
+    return RankError(text, rank=working[0] if working else None, kind="timeout", values={"timeout": seconds})
+
+
+def deadlock(logs: Sequence[RankLog], seconds: float) -> DeadlockError:
+    """Return the error of a run in which every rank that has not returned waits for another."""
+    pending = tuple(log.pending for log in logs if log.pending is not None)
+    text = f"Deadlock: no rank has moved for {seconds:.1f} s.\n{_table(logs)}\n{_reason(logs)}"
+    return DeadlockError(text, rank=pending[0]["rank"] if pending else None, kind="timeout", pending=pending)
+
+
+# One rank
+
+
+def _is_victim(log: RankLog) -> bool:
+    """Tell whether a rank failed only because the other end of its connection was gone."""
+    return log.error is not None and _LOST_PEER.search(log.error["message"]) is not None
+
+
+def _raised_text(rank: int, error: dict[str, Any]) -> str:
+    message = error["message"] or "(no message)"
+    if error["type"] == "TypeError" and not error["frames"] and "argument" in message:
+        message += "\nlaunch(fn, *args) calls fn(*args) on every rank: give it the arguments that fn takes."
+    return f"rank {rank} raised {error['type']}: {message}{_where(error['frames'])}"
+
+
+def _exit_text(rank: int, error: dict[str, Any]) -> str:
+    text = f"rank {rank} called sys.exit({error['message']}), and so left before its function returned."
+    return f"{text} Return from the function instead.{_where(error['frames'])}"
+
+
+def _ended_text(rank: int, log: RankLog, output: str) -> tuple[str, str]:
+    """Describe a process that ended without a word."""
+    tail = "\n".join(f"  {line}" for line in output.splitlines()[-_TAIL:])
+    said = f"\nIts last output:\n{tail}" if tail else ""
+    if log.code is not None and log.code < 0:
+        name = signal.Signals(-log.code).name
+        hint = {
+            "SIGKILL": " Mostly that is the system, which was out of memory.",
+            "SIGABRT": " Mostly that is a receive buffer of another size than the message.",
+        }.get(name, "")
+        return "signal", f"rank {rank} was ended by {name}.{hint}{said}"
+    code = "" if log.code is None else f" with exit code {log.code}"
+    return "exit", f"rank {rank} ended{code} before its function returned.{said}"
+
+
+def _short(log: RankLog) -> str:
+    if log.error is not None:
+        return f"{log.error['type']}: {log.error['message']}".split("\n")[0]
+    return "ended" if log.code is None else f"ended with code {log.code}"
+
+
+def _where(frames: Sequence[Frame]) -> str:
+    """Quote the learner's lines, the outermost first."""
+    return "".join(f"\n  {place(frame)}\n    {source_line(frame)}" for frame in frames)
+
+
+def place(frame: Frame) -> str:
+    """Name a line as the learner knows it: by its cell, or by its file."""
+    filename, line, function = frame
+    return f"{cell_name(filename)}, line {line}" + ("" if function == "<module>" else f", in {function}")
+
+
+def source_line(frame: Frame) -> str:
+    """Return the text of a frame's line, if this process knows it."""
+    return linecache.getline(frame[0], frame[1]).strip()
+
+
+def cell_name(filename: str) -> str:
+    """Return "cell In[5]" for the file name of a notebook's cell, and other names as they are."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and hasattr(shell.compile, "format_code_name"):
+        found = shell.compile.format_code_name(filename)
+        if found is not None:
+            return " ".join(found).replace("Cell", "cell")
+    return filename
+
+
+# All ranks
+
+
+def _table(logs: Sequence[RankLog]) -> str:
+    """Say, a line each, what the ranks are doing."""
+    return "\n".join(f"  rank {rank}: {_state(log)}" for rank, log in enumerate(logs))
+
+
+def _state(log: RankLog) -> str:
+    if log.result is not None:
+        return "has returned"
+    if log.pending is None:
+        return "is computing" if log.answered else "is computing, and too busy to say what"
+    call = log.pending
+    frames = call["frames"]
+    text = f"waits in {describe_call(call)} for {time.perf_counter() - call['since']:.1f} s"
+    return text + (f", at {place(frames[-1])}: {source_line(frames[-1])}" if frames else "")
+
+
+def describe_call(call: dict[str, Any]) -> str:
+    """Return a pending call as text, such as `recv(from rank 1, tag 0, float32 of shape [8, 16])`."""
+    parts = []
+    if call["peer"] is not None:
+        parts.append(f"{'to' if _sends(call) else 'from'} rank {call['peer']}, tag {call['tag']}")
+    if call["shape"] is not None:
+        parts.append(f"{call['dtype']} of shape {list(call['shape'])}")
+    return f"{call['name']}({', '.join(parts)})"
+
+
+def _sends(call: dict[str, Any]) -> bool:
+    return str(call["name"]).endswith("send")
+
+
+def _reason(logs: Sequence[RankLog]) -> str:
+    """Say in a sentence why nothing can move any more."""
+    calls = {rank: log.pending for rank, log in enumerate(logs) if log.pending is not None}
+    for rank, call in calls.items():
+        peer = call["peer"]
+        if peer is not None and peer < len(logs) and logs[peer].result is not None:
+            returned = f"Rank {rank} waits for rank {peer}, which has already returned"
+            return f"{returned}: one message too many, or a wrong peer."
+    cycle = _cycle(calls)
+    if cycle:
+        steps = ", ".join(
+            f"{r} waits for {calls[r]['peer']} to {'receive' if _sends(calls[r]) else 'send'}" for r in cycle
+        )
+        if all(_sends(calls[r]) for r in cycle):
+            return f"A cycle: {steps}. All of them send first; let one side receive first, or use isend."
+        if not any(_sends(calls[r]) for r in cycle):
+            return f"A cycle: {steps}. All of them receive first; let one side send first."
+        return f"A cycle: {steps}. Their sends and receives don't pair: compare peers and tags."
+    collectives = {rank: call["name"] for rank, call in calls.items() if call["peer"] is None}
+    if collectives:
+        missing = [rank for rank in range(len(logs)) if rank not in collectives]
+        where = ", ".join(f"rank {rank} is in {name}" for rank, name in collectives.items())
+        return f"A collective needs every rank of its group, but {where}" + (
+            f"; {_ranks(missing)} elsewhere." if missing else "."
+        )
+    return "Each of them waits for a message that nobody sends or receives: compare peers and tags."
+
+
+def _cycle(calls: dict[int, dict[str, Any]]) -> list[int]:
+    """Return ranks that wait for each other in a circle, beginning with the lowest, or an empty list."""
+    for start in sorted(calls):
+        path = [start]
+        while (peer := calls[path[-1]]["peer"]) in calls and peer not in path:
+            path.append(peer)
+        if peer == start:
+            return path
+    return []
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks))}"

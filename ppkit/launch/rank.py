@@ -1,0 +1,282 @@
+"""The life of one rank: join the others, call the learner's function under observation, report."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib.util
+import io
+import linecache
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ppkit.emulate import Emulation
+from ppkit.launch.board import Board
+from ppkit.launch.packing import pack
+
+# All that a training step touches for the first time is touched before the fork: imports would cost every
+# rank of every run up to seconds (`torch._dynamo` alone is some 820 modules).
+_PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "torch.distributed.pipelining",
+    "torch.distributed.optim",
+    "torch.nn.parallel",
+    "torch.utils.checkpoint",
+    "torch.utils.data",
+    "torch.utils.data.distributed",
+    "ppkit.observe.messages",
+    "ppkit.observe.modules",
+    "ppkit.emulate",
+    "ppkit.models",
+    "ppkit.data",
+    "pydoc_data.topics",
+)
+_PRELOAD_WHERE_THERE = ("torch.profiler._cupti_monitor",)  # not every release of torch has it
+RANK_MARK = "PPKIT_RANK"  # in the environment of every rank
+_FOREVER = timedelta(days=7)  # gloo's own limit never ends a run; the watcher does, with a reason
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank of a run is told.
+
+    Attributes:
+        n_ranks: how many ranks there are.
+        backend: "gloo" or "nccl".
+        devices: GPU of each rank; empty on the CPU.
+        threads: threads that torch may use in a rank.
+        seed: seeds `torch` and `random` on every rank alike.
+        returns: whether to send back what the function returns.
+        observe: whether to record events.
+        emulation: durations to emulate, or None.
+        environment, directory, path: the notebook's, at the time of the launch.
+        sources: lines of the cells that the function comes from.
+    """
+
+    n_ranks: int
+    backend: str
+    devices: tuple[int, ...]
+    threads: int
+    seed: int
+    returns: bool
+    observe: bool
+    emulation: Emulation | None
+    environment: dict[str, str] = field(repr=False)
+    directory: str = "."
+    path: tuple[str, ...] = ()
+    sources: dict[str, list[str]] = field(default_factory=dict, repr=False)
+
+
+def preload() -> None:
+    """Import and touch, before any fork, what a training step needs."""
+    for name in _PRELOAD:
+        importlib.import_module(name)
+    for name in _PRELOAD_WHERE_THERE:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    import torch
+    from torch import nn
+
+    # First uses import modules and set up kernels too. Tiny tensors and one thread: no thread pool may exist
+    # at a fork. The graph stays on the CPU, which autograd walks in the calling thread.
+    torch.set_num_threads(1)
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4))
+    for optimizer in (
+        torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
+        torch.optim.Adam(model.parameters()),
+    ):
+        nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.zeros(2, dtype=torch.int64)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    pickle.loads(pack(model.state_dict())[0])
+
+
+def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
+    """Be rank `rank` of the run described in `run_dir`, until the notebook says or signs off.
+
+    Sends ("result", pickle, events), or ("error", report), and answers ("report",) at any time.
+    """
+    _redirect_output(run_dir / f"output.{rank}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button signals the whole group; the notebook decides
+    faulthandler.enable(all_threads=False)
+    reporter = Reporter(rank, control)
+    threading.Thread(target=reporter.answer, name="ppkit control", daemon=True).start()
+    try:
+        plan: Plan = pickle.loads((run_dir / "plan").read_bytes())
+        result = _call(rank, plan, run_dir, reporter)
+        try:
+            data = pack(result)[0]
+        except Exception as error:
+            raise TypeError(
+                f"the value that rank {rank} returned, a {type(result).__name__}, cannot be sent back: "
+                f"{type(error).__name__}: {error}. Return tensors, numbers, strings or containers of them."
+            ) from None
+    except BaseException as error:
+        reporter.fail(error)
+    else:
+        reporter.succeed(data)
+    _flush()
+    reporter.finished.wait()  # stay, so that the other ranks' connections do: the notebook says when to go
+    os._exit(0)
+
+
+def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
+    for name in os.environ.keys() - plan.environment.keys():
+        del os.environ[name]
+    os.environ.update(plan.environment)
+    os.environ.update(_torchrun_variables(rank, plan))
+    with suppress(FileNotFoundError):
+        os.chdir(plan.directory)
+    sys.path[:] = plan.path
+    for name, lines in plan.sources.items():
+        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
+
+    import torch
+    from torch import distributed as dist
+    from torch._C import _distributed_c10d as c10d
+
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(plan.seed)
+    random.seed(plan.seed)
+    if plan.devices:
+        torch.cuda.set_device(plan.devices[rank])
+    if plan.observe:
+        from ppkit.observe import observing
+        from ppkit.observe.recorder import Recorder
+
+        board = Board(run_dir / "board", plan.n_ranks)
+        reporter.recorder = Recorder(rank, plan.n_ranks, emulation=plan.emulation, board=board)
+        observing(reporter.recorder)  # before the function is unpickled, which may hold `dist.send` itself
+    fn, args = pickle.loads((run_dir / "call").read_bytes())
+    store = c10d.FileStore(str(run_dir / "store"), plan.n_ranks)
+    dist.init_process_group(plan.backend, store=store, rank=rank, world_size=plan.n_ranks, timeout=_FOREVER)
+    if reporter.recorder is not None:
+        reporter.recorder.start()
+    result = fn(*args)
+    return result if plan.returns else None
+
+
+def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
+    """What torchrun sets: https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables."""
+    variables: dict[str, object] = {
+        "RANK": rank,
+        "WORLD_SIZE": plan.n_ranks,
+        "LOCAL_RANK": plan.devices[rank] if plan.devices else rank,
+        "LOCAL_WORLD_SIZE": plan.n_ranks,
+        RANK_MARK: rank,
+    }
+    if not plan.devices:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # so that `torch.cuda.is_available()` says what the run uses
+    return {name: str(value) for name, value in variables.items()}
+
+
+def _redirect_output(path: Path) -> None:
+    """Send descriptors 1 and 2, and so C++ messages too, to a file: it never fills up and survives a crash."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for target in (1, 2):
+        os.dup2(fd, target)
+    os.close(fd)
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True, **options)
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True, **options)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
+class Reporter:
+    """A rank's voice on the control channel; answers the notebook while the learner's code runs.
+
+    Args:
+        rank: this rank.
+        control: the channel; end-of-file on it means that the notebook is gone.
+    """
+
+    def __init__(self, rank: int, control: Connection) -> None:
+        self._rank = rank
+        self._control = control
+        self._lock = threading.Lock()
+        self.recorder: Any = None
+        self.finished = threading.Event()
+
+    def answer(self) -> None:
+        """Answer until told to finish; end the process at once when nobody is left to answer."""
+        while True:
+            try:
+                message = self._control.recv()
+            except (EOFError, OSError):
+                os._exit(1)
+            if message == ("finish",):
+                self.finished.set()
+                return
+            self._send(("report", self._pending(), self._events()))
+
+    def succeed(self, data: bytes) -> None:
+        """Send the packed result and the events."""
+        self._send(("result", data, self._events()))
+
+    def fail(self, error: BaseException) -> None:
+        """Send what the learner needs to know of an exception."""
+        self._send(("error", describe_error(error), self._events()))
+
+    def _send(self, message: object) -> None:
+        with self._lock, suppress(BrokenPipeError, ConnectionResetError):
+            self._control.send(message)
+
+    def _pending(self) -> dict[str, Any] | None:
+        return None if self.recorder is None else self.recorder.pending()
+
+    def _events(self) -> list[Any]:
+        return [] if self.recorder is None else self.recorder.rows()
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """Return an exception's type, message, frames outside of ppkit and torch, and full traceback, all as text."""
+    frames = [
+        (frame.filename, frame.lineno, frame.name)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _is_internal(frame.filename)
+    ]
+    return {
+        "time": time.perf_counter(),
+        "type": type(error).__name__,
+        "exit": isinstance(error, SystemExit),
+        "message": str(error),
+        "frames": frames,
+        "traceback": "".join(traceback.format_exception(type(error), error, _below_ppkit(error.__traceback__))),
+    }
+
+
+def _below_ppkit(frames: TracebackType | None) -> TracebackType | None:
+    """Skip the frames by which ppkit called the learner's function."""
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return frames
+
+
+def _is_internal(filename: str) -> bool:
+    return filename.startswith(_internal_folders()) or filename.startswith("<frozen")
+
+
+@lru_cache(maxsize=1)
+def _internal_folders() -> tuple[str, ...]:
+    specs = [importlib.util.find_spec(name) for name in ("ppkit", "torch")]
+    return tuple(str(folder) + os.sep for spec in specs if spec for folder in spec.submodule_search_locations or ())

@@ -1,0 +1,321 @@
+"""Sees the messages and collectives of `torch.distributed`, and delays them on emulated links."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from ppkit.emulate import sleep_until
+from ppkit.observe.fields import Row
+from ppkit.observe.recorder import Recorder
+
+
+class Pattern(NamedTuple):
+    """What a collective of n ranks costs one rank on a ring: bytes it sends as a multiple of its tensor's, and hops.
+
+    Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms", 2009; the pieces of a broadcast follow each other.
+    """
+
+    tensor: str  # name of the parameter whose bytes count
+    bytes_factor: Callable[[int], float]
+    hops: Callable[[int], int]
+
+
+COLLECTIVES = {
+    "all_reduce": Pattern("tensor", lambda n: 2 * (n - 1) / n, lambda n: 2 * (n - 1)),
+    "broadcast": Pattern("tensor", lambda n: (n - 1) / n, lambda n: n - 1),
+    "reduce": Pattern("tensor", lambda n: (n - 1) / n, lambda n: n - 1),
+    "all_gather": Pattern("tensor", lambda n: n - 1, lambda n: n - 1),
+    "all_gather_into_tensor": Pattern("input_tensor", lambda n: n - 1, lambda n: n - 1),
+    "reduce_scatter": Pattern("output", lambda n: n - 1, lambda n: n - 1),
+    "reduce_scatter_tensor": Pattern("output", lambda n: n - 1, lambda n: n - 1),
+    "gather": Pattern("tensor", lambda n: (n - 1) / n, lambda n: n - 1),
+    "scatter": Pattern("tensor", lambda n: (n - 1) / n, lambda n: n - 1),
+    "all_to_all_single": Pattern("input", lambda n: (n - 1) / n, lambda n: n - 1),
+    "barrier": Pattern("", lambda n: 0.0, lambda n: n - 1),
+}
+
+
+def observe_messages(recorder: Recorder) -> None:
+    """Wrap the functions of `torch.distributed` of this process, under both modules that hold them."""
+    wrappers = {
+        "send": _observed_send(recorder, c10d.send),
+        "recv": _observed_recv(recorder, c10d.recv),
+        "isend": _observed_isend(recorder, c10d.isend),
+        "irecv": _observed_irecv(recorder, c10d.irecv),
+    }
+    for name, pattern in COLLECTIVES.items():
+        wrappers[name] = _observed_collective(recorder, name, pattern, getattr(c10d, name))
+    running = threading.local()
+    for name, wrapper in wrappers.items():
+        outermost = _outermost(running, wrapper, getattr(c10d, name))
+        setattr(c10d, name, outermost)
+        setattr(dist, name, outermost)
+
+
+def _outermost(
+    running: threading.local, observed: Callable[..., Any], original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Observe the learner's own calls alone: torch makes a `send` of `isend` and `wait`."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if getattr(running, "inside", False):
+            return original(*args, **kwargs)
+        running.inside = True
+        try:
+            return observed(*args, **kwargs)
+        finally:
+            running.inside = False
+
+    return call
+
+
+def _nbytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0
+
+
+def _peer(rank: int | None, group: Any, group_rank: int | None) -> int | None:
+    """Return a peer's global rank, however it was given; None: whoever sends."""
+    if rank is not None or group_rank is None:
+        return rank
+    return group_rank if group is None else dist.get_global_rank(group, group_rank)
+
+
+def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    def send(
+        tensor: torch.Tensor,
+        dst: int | None = None,
+        group: Any = None,
+        tag: int = 0,
+        group_dst: int | None = None,
+    ) -> None:
+        peer = _peer(dst, group, group_dst)
+        message = _post(recorder, peer, tag)
+        start = recorder.wait_begins("send", peer, tag, tensor)
+        try:
+            original(tensor, dst, group, tag, group_dst)
+        finally:
+            end = recorder.wait_ends()
+        recorder.communicate("SEND", start, end, "send", peer=peer, tag=tag, nbytes=_nbytes(tensor), message=message)
+
+    return send
+
+
+def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    def isend(
+        tensor: torch.Tensor,
+        dst: int | None = None,
+        group: Any = None,
+        tag: int = 0,
+        group_dst: int | None = None,
+    ) -> Any:
+        peer = _peer(dst, group, group_dst)
+        message = _post(recorder, peer, tag)
+        start = time.perf_counter()
+        work = original(tensor, dst, group, tag, group_dst)
+        row = recorder.communicate(
+            "SEND",
+            start,
+            time.perf_counter(),
+            "isend",
+            peer=peer,
+            tag=tag,
+            nbytes=_nbytes(tensor),
+            message=message,
+        )
+        return work if work is None else ObservedWork(recorder, work, "wait for isend", row, tensor, None)
+
+    return isend
+
+
+def _post(recorder: Recorder, peer: int | None, tag: int) -> tuple[int, int, int, int] | None:
+    """Number and stamp a message; a peer that does not exist is left to torch's own error."""
+    if peer is None or not 0 <= peer < recorder.n_ranks:
+        return None
+    recorder.board.post(recorder.rank, peer, tag, time.perf_counter())
+    return recorder.number(recorder.rank, peer, tag)
+
+
+def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    def recv(
+        tensor: torch.Tensor,
+        src: int | None = None,
+        group: Any = None,
+        tag: int = 0,
+        group_src: int | None = None,
+    ) -> Any:
+        peer = _peer(src, group, group_src)
+        start = recorder.wait_begins("recv", peer, tag, tensor)
+        try:
+            sender = original(tensor, src, group, tag, group_src)
+        finally:
+            recorder.wait_ends()
+        source = peer if peer is not None else sender
+        message = recorder.number(source, recorder.rank, tag)
+        sleep_until(recorder.arrives(message, _nbytes(tensor)))
+        recorder.communicate(
+            "RECV",
+            start,
+            time.perf_counter(),
+            "recv",
+            peer=source,
+            tag=tag,
+            nbytes=_nbytes(tensor),
+            message=message,
+        )
+        return sender
+
+    return recv
+
+
+def _observed_irecv(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    def irecv(
+        tensor: torch.Tensor,
+        src: int | None = None,
+        group: Any = None,
+        tag: int = 0,
+        group_src: int | None = None,
+    ) -> Any:
+        work = original(tensor, src, group, tag, group_src)
+        peer = _peer(src, group, group_src)
+        if work is None:
+            return None
+        message = None if peer is None else recorder.number(peer, recorder.rank, tag)
+        now = time.perf_counter()
+        row: Row = ["RECV", now, now, None, None, "irecv", peer, tag, _nbytes(tensor), message, None, ""]
+        return ObservedWork(recorder, work, "wait for irecv", row, tensor, message)
+
+    return irecv
+
+
+class ObservedWork:
+    """Stands for a `torch.distributed.Work`: waits as it does, and records the wait.
+
+    Args:
+        recorder: of this rank.
+        work: the real one.
+        name: what a deadlock report calls the wait.
+        row: the event that the wait completes; a receive's is recorded here, since only now it has begun to wait.
+        tensor: the buffer.
+        message: the message that a receive expects, to be delivered by the emulated link.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        work: Any,
+        name: str,
+        row: Row,
+        tensor: Any,
+        message: tuple[int, int, int, int] | None,
+    ) -> None:
+        self._recorder = recorder
+        self._work = work
+        self._name = name
+        self._row = row
+        self._tensor = tensor
+        self._message = message
+        self._arrival: float | None = None
+        self._waited = False
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Block until the operation is done, as `Work.wait` does."""
+        recorder, row = self._recorder, self._row
+        start = recorder.wait_begins(self._name, row[6], row[7], self._tensor)
+        try:
+            result = self._work.wait(*args, **kwargs)
+        finally:
+            end = recorder.wait_ends()
+        if row[0] == "RECV":
+            sleep_until(self._arrives())
+            end = time.perf_counter()
+        if self._waited:
+            return result
+        self._waited = True
+        if row[0] == "RECV":
+            recorder.communicate(
+                "RECV", start, end, "irecv", peer=row[6], tag=row[7], nbytes=row[8], message=self._message
+            )
+        else:
+            recorder.communicate("WAIT", start, end, self._name, peer=row[6], tag=row[7])
+        return result
+
+    def is_completed(self) -> bool:
+        """Tell whether the operation is done, its emulated delay included."""
+        return bool(self._work.is_completed()) and time.perf_counter() >= self._arrives()
+
+    def _arrives(self) -> float:
+        if self._arrival is None:
+            known = self._message is not None and self._row[0] == "RECV"
+            self._arrival = self._recorder.arrives(self._message, self._row[8]) if known else 0.0  # type: ignore[arg-type]
+        return self._arrival
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+
+class ObservedCollective(ObservedWork):
+    """An asynchronous collective: its event ends when the result is there, whenever somebody waits for it."""
+
+    def __init__(self, recorder: Recorder, work: Any, name: str, row: Row, tensor: Any, seconds: float) -> None:
+        super().__init__(recorder, work, f"wait for {name}", row, tensor, None)
+        self._seconds = seconds
+        work.get_future().add_done_callback(self._done)
+
+    def _done(self, _future: Any) -> None:
+        self._arrival = time.perf_counter() + self._seconds
+        self._row[2] = self._arrival
+
+    def _arrives(self) -> float:
+        return self._arrival or 0.0
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Block until the result is there."""
+        recorder = self._recorder
+        start = recorder.wait_begins(self._name, None, None, self._tensor)
+        try:
+            result = self._work.wait(*args, **kwargs)
+        finally:
+            recorder.wait_ends()
+        sleep_until(self._arrives())
+        recorder.communicate("WAIT", start, time.perf_counter(), self._name)
+        return result
+
+
+def _observed_collective(
+    recorder: Recorder, name: str, pattern: Pattern, original: Callable[..., Any]
+) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    def collective(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        tensor = arguments.get(pattern.tensor)
+        n = dist.get_world_size(arguments.get("group"))
+        if n < 1:  # this rank is not in the group: torch warns and does nothing
+            return original(*args, **kwargs)
+        nbytes = round(_nbytes(tensor) * pattern.bytes_factor(n))
+        link = None if recorder.emulation is None else recorder.emulation.link
+        seconds = 0.0 if link is None else link.seconds(nbytes, pattern.hops(n))
+        start = recorder.wait_begins(name, None, None, tensor)
+        try:
+            work = original(*args, **kwargs)
+        finally:
+            end = recorder.wait_ends()
+        if work is not None:
+            row = recorder.communicate("COLLECTIVE", start, end, name, nbytes=nbytes)
+            return ObservedCollective(recorder, work, name, row, tensor, seconds)
+        # Whoever comes last sets the start of the exchange; the real one is over within that rank's call.
+        sleep_until(end + seconds)
+        recorder.communicate("COLLECTIVE", start, time.perf_counter(), name, nbytes=nbytes)
+        return None
+
+    return collective

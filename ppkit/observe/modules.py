@@ -1,0 +1,186 @@
+"""Sees outermost forwards, backwards and optimizer steps of plain PyTorch code."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_leaves
+
+from ppkit.observe.recorder import Recorder, Token
+
+_KEY = "ppkit"
+_MAX_NODES = 5_000  # a backward's tag lies a few nodes from its root: at a loss, or at the stage's own output
+
+
+def observe_modules(recorder: Recorder) -> None:
+    """Wrap module calls, `torch.autograd` and optimizers of this process.
+
+    Modules are wrapped at `nn.Module.__call__` rather than by global hooks, which would slow down every submodule;
+    a submodule's call costs one look at the depth.
+    """
+    nn.Module.__call__ = _observed_call(recorder, nn.Module.__call__)  # type: ignore[method-assign]
+    torch.autograd.backward = _observed_backward(recorder, torch.autograd.backward)
+    torch.autograd.grad = _observed_grad(recorder, torch.autograd.grad)
+    _observe_optimizers(recorder)
+
+
+def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    inside = recorder.inside
+
+    @functools.wraps(original)
+    def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if getattr(inside, "depth", 0) or recorder.in_backward or not _has_parameters(module):
+            return original(module, *args, **kwargs)
+        stage = recorder.stage_of(module)
+        microbatch = recorder.next_microbatch(stage)
+        start = time.perf_counter()
+        inside.depth = 1
+        try:
+            output = original(module, *args, **kwargs)
+        finally:
+            inside.depth = 0
+        _settle(output)
+        row = recorder.compute("F", start, stage, microbatch, recorder.stated("F", stage), type(module).__name__)
+        _tie(Token(row, stage, _parents(args, kwargs)), output)
+        return output
+
+    return __call__
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    """Tell a stage from a loss function or an activation that is called by itself."""
+    return next(module.parameters(), None) is not None
+
+
+def _settle(output: Any) -> None:
+    """Wait for the GPU, which otherwise computes on while the clock is read."""
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+
+
+def _tie(token: Token, output: Any) -> None:
+    """Tie the token to the graph nodes of a forward's outputs; without a graph nothing is held."""
+    tied = False
+    for tensor in [output] if isinstance(output, torch.Tensor) else tree_leaves(output):
+        node = getattr(tensor, "grad_fn", None)
+        if node is not None and _KEY not in node.metadata:
+            node.metadata[_KEY] = token
+            tied = True
+    if not tied:
+        token.release(token.row[2])
+
+
+def _parents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Token, ...]:
+    tensors = args if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args) else tree_leaves((args, kwargs))
+    return tuple(_tokens(t.grad_fn for t in tensors if isinstance(t, torch.Tensor) and t.grad_fn is not None))
+
+
+def _tokens(roots: Iterable[Any]) -> list[Token]:
+    """Return the tokens of the forwards that a backward from `roots` runs through, the nearest first."""
+    found: dict[int, Token] = {}
+    seen: set[Any] = set()
+    nodes = list(roots)
+    while nodes and len(seen) < _MAX_NODES:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        token = node.metadata.get(_KEY)
+        if token is None:
+            nodes.extend(parent for parent, _ in node.next_functions)
+        else:
+            _add_with_parents(token, found)
+    return list(found.values())
+
+
+def _add_with_parents(token: Token, found: dict[int, Token]) -> None:
+    if id(token) not in found:
+        found[id(token)] = token
+        for parent in token.parents:
+            _add_with_parents(parent, found)
+
+
+def _observed_backward(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorder.in_backward:
+            return original(tensors, *args, **kwargs)
+        kept = bool(kwargs.get("retain_graph") or kwargs.get("create_graph") or any(args[1:3]))
+        kind = _kind(kwargs.get("inputs"))
+        return _run_backward(recorder, kind, _as_list(tensors), kept, lambda: original(tensors, *args, **kwargs))
+
+    return backward
+
+
+def _observed_grad(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorder.in_backward:
+            return original(outputs, inputs, *args, **kwargs)
+        kept = bool(kwargs.get("retain_graph") or kwargs.get("create_graph") or any(args[1:3]))
+        return _run_backward(
+            recorder,
+            _kind(inputs),
+            _as_list(outputs),
+            kept,
+            lambda: original(outputs, inputs, *args, **kwargs),
+        )
+
+    return grad
+
+
+def _as_list(tensors: Any) -> list[torch.Tensor]:
+    return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+
+
+def _kind(inputs: torch.Tensor | Sequence[torch.Tensor] | None) -> str:
+    """Tell a full backward from one for the weights or the inputs alone."""
+    if inputs is None:
+        return "B"
+    weights = [isinstance(tensor, nn.Parameter) for tensor in _as_list(inputs)]
+    return "W" if all(weights) else "B" if any(weights) else "I"
+
+
+def _run_backward(recorder: Recorder, kind: str, roots: list[torch.Tensor], kept: bool, run: Callable[[], Any]) -> Any:
+    tokens = _tokens(t.grad_fn for t in roots if t.grad_fn is not None)
+    start = time.perf_counter()
+    recorder.in_backward = True
+    try:
+        result = run()
+    finally:
+        recorder.in_backward = False
+    _settle(roots)
+    stated = [s for token in tokens if (s := recorder.stated(kind, token.stage)) is not None]
+    stage, microbatch = (tokens[0].stage, tokens[0].row[4]) if tokens else (None, None)
+    name = "backward"
+    if len({token.row[4] for token in tokens}) > 1:
+        microbatch = None
+        name = "backward of micro-batches " + ", ".join(str(n) for n in sorted({token.row[4] for token in tokens}))
+    row = recorder.compute(kind, start, stage, microbatch, sum(stated) if stated else None, name)
+    if not kept:
+        for token in tokens:
+            token.release(row[2])
+    return result
+
+
+def _observe_optimizers(recorder: Recorder) -> None:
+    starts: dict[int, float] = {}
+
+    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
+        starts[id(optimizer)] = time.perf_counter()
+
+    def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+        _settle(None)
+        start = starts.pop(id(optimizer))
+        name = f"{type(optimizer).__name__}.step"
+        recorder.compute("OPTIM", start, None, None, recorder.stated("OPTIM", recorder.rank), name)
+        recorder.step_taken()
+
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)

@@ -1,0 +1,195 @@
+"""Collects the events of one rank, in seconds of its host's monotonic clock."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ppkit.emulate import Emulation, sleep_until
+from ppkit.launch.board import Board
+from ppkit.observe.fields import FIELDS, Row
+
+_HELD = FIELDS.index("held_until")
+_LATE = 0.0005  # seconds by which an emulated operation may miss its end before it counts as overrun
+
+_PPKIT = Path(__file__).parents[1]
+_INTERNAL = (str(_PPKIT) + os.sep, str(Path(torch.__file__).parent) + os.sep)
+
+
+class Token:
+    """Lives exactly as long as the graph of one forward, to which it is tied; its end frees the activations.
+
+    Args:
+        row: the forward's event.
+        module: key of the outermost module that was called.
+        parents: tokens of the forwards whose outputs went into this one without a detach.
+    """
+
+    __slots__ = ("parents", "row", "stage")
+
+    def __init__(self, row: Row, stage: int, parents: tuple[Token, ...]) -> None:
+        self.row = row
+        self.stage = stage
+        self.parents = parents
+
+    def release(self, now: float) -> None:
+        """Note that the activations are freed; the first time counts."""
+        if self.row[_HELD] is None:
+            self.row[_HELD] = now
+
+    def __del__(self) -> None:
+        self.release(time.perf_counter())
+
+
+class Recorder:
+    """What one rank did so far.
+
+    Args:
+        rank: this rank.
+        n_ranks: how many ranks the run has.
+        emulation: durations to keep to, or None.
+        board: shared with the other ranks and the watcher.
+    """
+
+    def __init__(self, rank: int, n_ranks: int, emulation: Emulation | None, board: Board) -> None:
+        self.rank = rank
+        self.n_ranks = n_ranks
+        self.emulation = emulation
+        self.board = board
+        self.inside = threading.local()  # .depth: an outermost operation is running in this thread
+        self.in_backward = False
+        self._rows: list[Row] = []
+        self._stages: dict[int, int] = {}  # id of an outermost module -> its stage
+        self._modules: list[object] = []  # keeps them, so that no id is used twice
+        self._microbatches: dict[int, int] = defaultdict(int)  # by stage, since the last step
+        self._numbers: dict[tuple[int, int, int], int] = defaultdict(int)  # by link and tag
+        self._pending: tuple[str, int | None, int | None, Any, float, FrameType | None] | None = None
+
+    def start(self) -> None:
+        """Forget what came before the learner's function."""
+        self._rows.clear()
+
+    def rows(self) -> list[Row]:
+        """Return the events so far."""
+        return list(self._rows)
+
+    # Computation
+
+    def stage_of(self, module: object) -> int:
+        """Return the stage that an outermost module is: `rank`, and `rank + n_ranks` and so on for further ones."""
+        key = id(module)
+        if key not in self._stages:
+            self._stages[key] = self.rank + len(self._modules) * self.n_ranks
+            self._modules.append(module)
+        return self._stages[key]
+
+    def next_microbatch(self, stage: int) -> int:
+        """Number the forwards of a stage from 0 since the last optimizer step."""
+        number = self._microbatches[stage]
+        self._microbatches[stage] = number + 1
+        return number
+
+    def step_taken(self) -> None:
+        """Start numbering micro-batches anew."""
+        self._microbatches.clear()
+
+    def compute(
+        self,
+        kind: str,
+        start: float,
+        stage: int | None,
+        microbatch: int | None,
+        seconds: float | None,
+        name: str,
+    ) -> Row:
+        """Record an operation that began at `start`, once its emulated `seconds`, if any, are over."""
+        end = time.perf_counter()
+        note = ""
+        if seconds is not None:
+            if end > start + seconds + _LATE:
+                note = f"overran {seconds * 1e3:g} ms by {(end - start - seconds) * 1e3:.1f} ms"
+            else:
+                sleep_until(start + seconds)
+            end = time.perf_counter()
+        row = [kind, start, end, stage, microbatch, name, None, None, 0, None, None, note]
+        self._rows.append(row)
+        return row
+
+    def stated(self, kind: str, stage: int) -> float | None:
+        """Return the emulated duration of an operation, or None."""
+        return None if self.emulation is None else self.emulation.seconds(kind, stage)
+
+    # Communication
+
+    def communicate(
+        self,
+        kind: str,
+        start: float,
+        end: float,
+        name: str,
+        *,
+        peer: int | None = None,
+        tag: int | None = None,
+        nbytes: int = 0,
+        message: tuple[int, int, int, int] | None = None,
+        note: str = "",
+    ) -> Row:
+        """Record a call of `torch.distributed`."""
+        row = [kind, start, end, None, None, name, peer, tag, nbytes, message, None, note]
+        self._rows.append(row)
+        return row
+
+    def number(self, source: int, target: int, tag: int) -> tuple[int, int, int, int]:
+        """Identify the next message from `source` to `target` with `tag`, alike at both ends."""
+        key = (source, target, tag)
+        number = self._numbers[key]
+        self._numbers[key] = number + 1
+        return (*key, number)
+
+    def wait_begins(self, name: str, peer: int | None, tag: int | None, tensor: Any) -> float:
+        """Note a call that another rank must answer; return its start."""
+        now = time.perf_counter()
+        self._pending = (name, peer, tag, tensor, now, sys._getframe(1))
+        self.board.wait_begins(self.rank, now)
+        return now
+
+    def wait_ends(self) -> float:
+        """Note that the call has returned; return the time."""
+        self._pending = None
+        self.board.wait_ends(self.rank)
+        return time.perf_counter()
+
+    def arrives(self, message: tuple[int, int, int, int], nbytes: int) -> float:
+        """Return when an emulated link delivers a message that gloo has delivered already; 0.0: at once."""
+        if self.emulation is None:
+            return 0.0
+        sent = self.board.sent_at(*message)
+        return 0.0 if sent is None else sent + self.emulation.link.seconds(nbytes)
+
+    def pending(self) -> dict[str, Any] | None:
+        """Describe the call that this rank waits in: name, peer, tag, shape, dtype, since, frames; or None."""
+        pending = self._pending
+        if pending is None:
+            return None
+        name, peer, tag, tensor, since, frame = pending
+        frames = []
+        rank_file = str(_PPKIT / "launch" / "rank.py")  # below it stands what started the rank
+        while frame is not None and frame.f_code.co_filename != rank_file:
+            code = frame.f_code
+            if not code.co_filename.startswith(_INTERNAL):
+                frames.append((code.co_filename, frame.f_lineno, code.co_name))
+            frame = frame.f_back
+        shape = None if tensor is None else tuple(tensor.shape)
+        dtype = None if tensor is None else str(tensor.dtype).removeprefix("torch.")
+        return {
+            "rank": self.rank, "name": name, "peer": peer, "tag": tag, "shape": shape, "dtype": dtype,
+            "since": since, "frames": frames[::-1],
+        }  # fmt: skip

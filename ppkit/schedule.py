@@ -1,0 +1,312 @@
+"""A schedule is data: an immutable grid of actions, with its text and CSV forms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from operator import index
+from pathlib import Path
+from typing import Any
+
+from ppkit.clock import unit_rules, walk
+from ppkit.errors import ScheduleError
+from ppkit.grid import Row, draw
+
+__all__ = ["Action", "Op", "Schedule", "check_count"]
+
+
+class Op(Enum):
+    """What an action does with one stage and one micro-batch; the text is torch's."""
+
+    F = "F"  # forward
+    B = "B"  # full backward: I and W in one
+    I = "I"  # gradient of the stage's input  # noqa: E741  # the field's own letter
+    W = "W"  # gradient of the stage's weights
+    SEND_F = "SEND_F"  # send this stage's output to the next stage
+    RECV_F = "RECV_F"  # receive this stage's input
+    SEND_B = "SEND_B"  # send the gradient of this stage's input to the stage before
+    RECV_B = "RECV_B"  # receive the gradient of this stage's output
+    REDUCE = "REDUCE"  # all-reduce the stage's gradients over its data-parallel replicas
+
+    # Members are unique, so their identity will do; Enum's own hash runs Python code at every look-up.
+    __hash__ = object.__hash__
+
+    @property
+    def is_compute(self) -> bool:
+        """Whether it computes: F, B, I or W."""
+        return self in (Op.F, Op.B, Op.I, Op.W)
+
+    @property
+    def is_comm(self) -> bool:
+        """Whether it communicates: a send, a receive or the gradient all-reduce."""
+        return not self.is_compute
+
+    @property
+    def is_send(self) -> bool:
+        """Whether it sends to another rank."""
+        return self in (Op.SEND_F, Op.SEND_B)
+
+    @property
+    def is_recv(self) -> bool:
+        """Whether it receives from another rank."""
+        return self in (Op.RECV_F, Op.RECV_B)
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether it belongs to the forward pass: F and the messages that carry activations."""
+        return self in (Op.F, Op.SEND_F, Op.RECV_F)
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether it belongs to the backward pass: B, I, W and the messages that carry gradients."""
+        return self in (Op.B, Op.I, Op.W, Op.SEND_B, Op.RECV_B)
+
+
+_OPS = {op.value: op for op in Op} | {"REDUCE_GRAD": Op.REDUCE}  # torch's name for it
+_TEXT = re.compile(r"(\d+)([A-Za-z_]+?)(\d*)", re.ASCII)
+_ALLOWED = f"stage, operation, micro-batch, such as 2F0; the operations are {', '.join(op.value for op in Op)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One operation on one stage and one micro-batch; its text is ``"2F0"``: stage 2, forward, micro-batch 0.
+
+    Args:
+        stage: index of the slice of the model, from 0.
+        op: what to do.
+        microbatch: index of the micro-batch, from 0; None for ``REDUCE`` only, which concerns them all.
+    """
+
+    stage: int
+    op: Op
+    microbatch: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.op, Op):
+            raise ScheduleError(f"{self.op!r} is no Op; an action is {_ALLOWED}", values={"op": self.op})
+        stage, microbatch = self.stage, self.microbatch
+        if type(stage) is int and stage >= 0 and type(microbatch) is int and microbatch >= 0:
+            if self.op is not Op.REDUCE:
+                return
+            raise ScheduleError(
+                f"REDUCE concerns all micro-batches: leave out micro-batch {microbatch}",
+                values={"microbatch": microbatch},
+            )
+        if self.op is not Op.REDUCE or type(stage) is not int or stage < 0 or microbatch is not None:
+            raise ScheduleError(
+                f"stage {stage!r} and micro-batch {microbatch!r} of {self.op.value} must be whole numbers from 0 up",
+                values={"stage": stage, "microbatch": microbatch},
+            )
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.op.value}{'' if self.microbatch is None else self.microbatch}"
+
+    @classmethod
+    def parse(cls, text: str) -> Action:
+        """The action that ``text`` names.
+
+        Args:
+            text: such as ``"2F0"``, ``"3SEND_F1"`` or ``"1REDUCE"``; torch's ``"1REDUCE_GRAD"`` too.
+
+        Raises:
+            ScheduleError: the text names no action; the message says what is allowed.
+        """
+        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None or match[2] not in _OPS or (match[3] == "") != (_OPS[match[2]] is Op.REDUCE):
+            hint = ""
+            if isinstance(text, str) and text != text.upper():
+                hint = " in capital letters"
+            raise ScheduleError(f"{text!r} is no action: write {_ALLOWED}{hint}", action=str(text))
+        stage, op, microbatch = match.groups()
+        return cls(int(stage), _OPS[op], int(microbatch) if microbatch else None)
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """What every rank does, in which order: ``actions[rank]`` is a tuple of `Action`.
+
+    Args:
+        name: what to call it, such as ``"1F1B"``.
+        n_ranks: the number of processes.
+        n_stages: the number of slices of the model.
+        n_microbatches: the number of parts of a batch.
+        actions: for each rank its actions in order. Lists, and texts such as ``"0F0"``, are converted; None,
+            ``""`` and ``"."`` stand for an idle tick and are left out; so a rank may be ``"0F0 0F1 . 0B0"``.
+        stage_to_rank: for each stage its rank; left out: stage s is on rank s modulo ``n_ranks``.
+
+    Raises:
+        ScheduleError: a count, a size or a text is wrong. Whether the schedule can run, ``validate()`` says.
+    """
+
+    name: str
+    n_ranks: int
+    n_stages: int
+    n_microbatches: int
+    actions: tuple[tuple[Action, ...], ...]
+    stage_to_rank: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for count in ("n_ranks", "n_stages", "n_microbatches"):
+            object.__setattr__(self, count, check_count(count, getattr(self, count)))
+        object.__setattr__(self, "actions", _rows(self.actions, self.n_ranks))
+        object.__setattr__(self, "stage_to_rank", _ranks(self.stage_to_rank, self.n_stages, self.n_ranks))
+
+    def __repr__(self) -> str:
+        counts = f"n_ranks={self.n_ranks}, n_stages={self.n_stages}, n_microbatches={self.n_microbatches}"
+        return f"<Schedule {self.name!r}: {counts}, {sum(map(len, self.actions))} actions>"
+
+    def __str__(self) -> str:
+        counts = ((self.n_stages, "stage"), (self.n_ranks, "rank"), (self.n_microbatches, "micro-batch"))
+        stages, ranks, parts = (f"{n} {what}{_plural(what) if n > 1 else ''}" for n, what in counts)
+        return f"{self.name}: {stages} on {ranks}, {parts}\n{self.grid()}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": str(self)}
+
+    @property
+    def has_comms(self) -> bool:
+        """Whether it says when to send and receive; if not, messages go as early as they can."""
+        return any(action.op.is_send or action.op.is_recv for row in self.actions for action in row)
+
+    def ticks(self) -> tuple[Row, ...]:
+        """For each rank a row of equal length, each action at its tick if each took one, None if idle.
+
+        What can never run, because its rank waits for ever, is put after what can.
+        """
+        starts = walk(self, unit_rules(self)).starts
+        rows: list[list[Action | None]] = []
+        for actions, ticks in zip(self.actions, starts, strict=True):
+            row: list[Action | None] = [None] * (int(ticks[-1]) + 1 if ticks else 0)
+            for action, tick in zip(actions, ticks, strict=False):
+                row[int(tick)] = action
+            rows.append(row + list(actions[len(ticks) :]))
+        width = max(map(len, rows))
+        return tuple(tuple(row + [None] * (width - len(row))) for row in rows)
+
+    def grid(self) -> str:
+        """The schedule as text: a line for each rank, a column for each tick, ``.`` where it idles."""
+        return draw(self.ticks())
+
+    def validate(self) -> Schedule:
+        """Check that every action is there once, in its place, and that no rank waits for ever.
+
+        Returns:
+            The schedule itself.
+
+        Raises:
+            ScheduleError: what is wrong, and the grid with the cell marked.
+        """
+        from ppkit.validate import validate  # it imports this module
+
+        return validate(self)
+
+    def compute_only(self) -> Schedule:
+        """The same schedule without its communication."""
+        return replace(self, actions=tuple(tuple(a for a in row if a.op.is_compute) for row in self.actions))
+
+    def with_comms(self) -> Schedule:
+        """The same schedule with its messages between ranks; one that has them already, as it is.
+
+        A SEND stands right after the action that makes the value, a RECV right before the one that needs it,
+        or earlier if its sender sends the messages of this link in that order. Stages on one rank send each
+        other nothing.
+
+        Raises:
+            ScheduleError: the schedule is not valid.
+        """
+        if self.has_comms:
+            return self
+        from ppkit.messages import add_messages  # it imports this module
+
+        return add_messages(self.validate())
+
+    def to_csv(self, *, comms: bool = False) -> str:
+        """The schedule as torch reads it: a row for each rank, an action a cell.
+
+        Args:
+            comms: False: torch's ``compute_only`` format, a column for each tick, blank where the rank idles;
+                torch adds the communication. True: its ``compute_comms`` format, with every action of
+                ``with_comms()`` and no blanks.
+        """
+        rows: Sequence[Row] = self.with_comms().actions if comms else self.compute_only().ticks()
+        cells = ([str(cell or "").replace("REDUCE", "REDUCE_GRAD") for cell in row] for row in rows)
+        return "".join(",".join(row) + "\n" for row in cells)
+
+    @classmethod
+    def from_csv(cls, source: str | Path, name: str | None = None) -> Schedule:
+        """The schedule that a CSV text or file holds, as ``to_csv`` and torch write it.
+
+        Stages and micro-batches are counted from the actions; a stage is on the rank that has most of its.
+
+        Args:
+            source: the text, or the path of a file.
+            name: what to call it; left out: the file's name, else ``"schedule"``.
+
+        Raises:
+            ScheduleError: no such file, no action in it, or a cell that is none; with its line and column.
+        """
+        from ppkit.csv_text import parse, read  # it imports this module
+
+        text, called = read(source)
+        return parse(text, name or called)
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """``value`` as an int, if it is a whole number of at least ``least``.
+
+    Raises:
+        ScheduleError: it is not; the message names the parameter and says what is allowed.
+    """
+    try:
+        count = least - 1 if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
+    except TypeError:
+        count = least - 1
+    if count < least:
+        raise ScheduleError(f"{name} must be a whole number, {least} or more; got {value!r}", values={name: value})
+    return int(count)
+
+
+def _plural(what: str) -> str:
+    return "es" if what.endswith("ch") else "s"
+
+
+def _rows(rows: Sequence[Any], n_ranks: int) -> tuple[tuple[Action, ...], ...]:
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or len(rows) != n_ranks:
+        got = f"{len(rows)} rows" if isinstance(rows, (list, tuple)) else repr(rows)
+        raise ScheduleError(
+            f"actions needs one row of actions for each of the {n_ranks} ranks; got {got}",
+            values={"n_ranks": n_ranks},
+        )
+    return tuple(_row(rank, row) for rank, row in enumerate(rows))
+
+
+def _row(rank: int, row: Any) -> tuple[Action, ...]:
+    if type(row) is tuple and all(type(cell) is Action for cell in row):
+        return row
+    cells = row.split() if isinstance(row, str) else row
+    if not isinstance(cells, Sequence):
+        raise ScheduleError(f"the actions of rank {rank} must be a list; got {row!r}", rank=rank)
+    actions = []
+    for position, cell in enumerate(cells):
+        if cell is None or (isinstance(cell, str) and cell.strip() in ("", ".")):
+            continue
+        try:
+            actions.append(cell if isinstance(cell, Action) else Action.parse(cell))
+        except ScheduleError as error:
+            message = f"rank {rank}, position {position}: {error.message}"
+            raise ScheduleError(message, rank=rank, action=error.action, values={"position": position}) from None
+    return tuple(actions)
+
+
+def _ranks(ranks: Any, n_stages: int, n_ranks: int) -> tuple[int, ...]:
+    if isinstance(ranks, Sequence) and not len(ranks):
+        return tuple(stage % n_ranks for stage in range(n_stages))
+    good = isinstance(ranks, Sequence) and len(ranks) == n_stages
+    if not good or any(type(rank) is not int or not 0 <= rank < n_ranks for rank in ranks):
+        raise ScheduleError(
+            f"stage_to_rank needs a rank from 0 to {n_ranks - 1} for each of the {n_stages} stages; got {ranks!r}",
+            values={"stage_to_rank": ranks},
+        )
+    return tuple(ranks)
