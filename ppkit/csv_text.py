@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 
 from ppkit.errors import ScheduleError
@@ -17,12 +18,14 @@ def read(source: str | Path) -> tuple[str, str]:
 
     A text has a line break, a comma or an action; everything else is the path of a file.
     """
+    if not isinstance(source, (str, Path)):
+        raise ScheduleError(f"from_csv reads CSV text or the path of a file; got {source!r}")
     if isinstance(source, str) and ("\n" in source or not source.strip()):
         return source, "schedule"
     path = Path(source)
     try:
-        return path.read_text(encoding="utf-8-sig"), path.stem
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8"), path.stem
+    except (OSError, ValueError) as error:  # no such file, not text, or no possible path
         if isinstance(source, str) and ("," in source or _is_action(source)):
             return source, "schedule"
         raise ScheduleError(
@@ -42,27 +45,35 @@ def _is_action(text: str) -> bool:
 
 def parse(text: str, name: str) -> Schedule:
     """The schedule in CSV ``text``: a row for each rank, an action a cell, blank where the rank idles."""
-    lines = list(csv.reader(text.rstrip().splitlines()))
-    rows = [_row(line, cells) for line, cells in enumerate(lines, start=1)]
-    if not any(rows):
-        raise ScheduleError("the CSV holds no action: it needs a row for each rank, with actions such as 0F0")
+    text = text.removeprefix("\ufeff")  # the mark that spreadsheets put first
+    rows = [_row(line, cells) for line, cells in enumerate(csv.reader(text.rstrip().splitlines()), start=1)]
     everything = [action for row in rows for action in row]
-    n_stages = 1 + max(action.stage for action in everything)
-    owners: list[Counter[int]] = [Counter() for _ in range(n_stages)]
+    if not everything:
+        raise ScheduleError("the CSV holds no action: it needs a row for each rank, with actions such as 0F0")
+    owners: dict[int, Counter[int]] = {}
     for rank, row in enumerate(rows):
         for action in row:
-            owners[action.stage][rank] += 1
-    for stage, owner in enumerate(owners):
-        if not owner:
-            raise ScheduleError(f"the CSV has stages up to {n_stages - 1}, but no action of stage {stage}", stage=stage)
+            owners.setdefault(action.stage, Counter())[rank] += 1
+    n_stages = _count("stage", owners.keys())
     return Schedule(
         name,
         n_ranks=len(rows),
         n_stages=n_stages,
-        n_microbatches=1 + max(action.microbatch or 0 for action in everything),
+        n_microbatches=_count("micro-batch", {action.microbatch or 0 for action in everything}),
         actions=tuple(rows),
-        stage_to_rank=tuple(owner.most_common(1)[0][0] for owner in owners),
+        stage_to_rank=tuple(owners[stage].most_common(1)[0][0] for stage in range(n_stages)),
     )
+
+
+def _count(what: str, present: Set[int]) -> int:
+    """How many there are, if none is left out: a typo such as 100000F0 would make a giant schedule."""
+    absent = next(number for number in range(len(present) + 1) if number not in present)
+    if absent < len(present):
+        raise ScheduleError(
+            f"the CSV has {what} {max(present)}, but no action of {what} {absent}: they are counted from 0",
+            values={what: absent},
+        )
+    return len(present)
 
 
 def _row(line: int, cells: list[str]) -> tuple[Action, ...]:

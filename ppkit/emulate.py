@@ -122,7 +122,7 @@ class Emulation:
             for name, label in names.items()
             if getattr(self, name) is not None
         ]
-        return ", ".join([*parts, str(self.link)])
+        return ", ".join(parts + [str(self.link)] * (self.link != Link()) or ["nothing slowed down"])
 
 
 def sleep_until(deadline: float) -> None:

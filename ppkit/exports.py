@@ -109,7 +109,6 @@ def _threads(timeline: Timeline) -> Iterator[tuple[Event, int]]:
 
 def _slice(event: Event, thread: int) -> dict[str, Any]:
     start, end = round(event.start * 1e6, 3), round(event.end * 1e6, 3)
-    shown = {"stage", "microbatch", "name", "peer", "tag", "nbytes", "message", "note"}
     return {
         "name": event.label,
         "cat": event.kind,
@@ -118,12 +117,15 @@ def _slice(event: Event, thread: int) -> dict[str, Any]:
         "dur": round(end - start, 3),
         "pid": event.rank,
         "tid": thread,
-        "args": {
-            key: value
-            for key, value in zip(_FIELDS, _row(event), strict=True)
-            if key in shown and value not in (None, "", 0)
-        },
+        "args": dict(_arguments(event)),
     }
+
+
+def _arguments(event: Event) -> Iterator[tuple[str, object]]:
+    for key in ("stage", "microbatch", "name", "peer", "tag", "nbytes", "message", "note"):
+        value = getattr(event, key)
+        if value not in (None, "") and (key != "nbytes" or value):
+            yield key, value
 
 
 def _names(n_ranks: int, threads: set[tuple[int, int]]) -> Iterator[dict[str, Any]]:

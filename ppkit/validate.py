@@ -16,6 +16,7 @@ Cell = tuple[int, int]  # rank, position among its actions
 
 # A micro-batch's progress on a stage: what is done so far -> what may come next.
 _NEW, _F, _FB, _FI, _FIW = range(5)
+_DONE = (_FB, _FIW)
 _STEPS: dict[Op, dict[int, int]] = {Op.F: {_NEW: _F}, Op.B: {_F: _FB}, Op.I: {_F: _FI}, Op.W: {_FI: _FIW}}
 
 
@@ -91,7 +92,8 @@ def find(schedule: Schedule, action: Action) -> Cell | None:
 
 def _check_actions(schedule: Schedule) -> None:
     n_stages, m, ranks = schedule.n_stages, schedule.n_microbatches, schedule.stage_to_rank
-    progress = bytearray(n_stages * m)
+    progress: dict[int, int] = {}  # by stage * m + micro-batch; sparse, for a count may be a typo
+    complete = 0
     reduced: set[Action] = set()
     for rank, row in enumerate(schedule.actions):
         for position, action in enumerate(row):
@@ -101,18 +103,19 @@ def _check_actions(schedule: Schedule) -> None:
             steps = _STEPS.get(action.op)
             if steps is not None:
                 cell = stage * m + microbatch  # type: ignore[operator]  # only REDUCE has none
-                step = steps.get(progress[cell])
+                step = steps.get(progress.get(cell, _NEW))
                 if step is None:
                     _explain_order(schedule, rank, position)
                 progress[cell] = step
+                complete += step in _DONE
             elif action.op is Op.REDUCE:
-                parts = progress[stage * m : (stage + 1) * m]
-                if action in reduced or parts.count(_FB) + parts.count(_FIW) < m:
+                whole = all(progress.get(stage * m + part) in _DONE for part in range(m))
+                if action in reduced or not whole:
                     _explain_reduce(schedule, rank, position, repeated=action in reduced)
                 reduced.add(action)
-    if progress.count(_FB) + progress.count(_FIW) < len(progress):
-        cell = next(cell for cell, step in enumerate(progress) if step not in (_FB, _FIW))
-        _explain_missing(schedule, cell // m, cell % m, progress[cell])
+    if complete < n_stages * m:
+        cell = next(cell for cell in range(n_stages * m) if progress.get(cell) not in _DONE)
+        _explain_missing(schedule, cell // m, cell % m, progress.get(cell, _NEW))
 
 
 def _explain_place(schedule: Schedule, rank: int, position: int) -> NoReturn:

@@ -130,9 +130,7 @@ def test_immutable_and_copied() -> None:
     assert pickle.loads(pickle.dumps(V)) == V == copy.deepcopy(V)
 
 
-@pytest.mark.parametrize(
-    ("stages", "ranks", "expected"), [(4, 4, (0, 1, 2, 3)), (4, 2, (0, 1, 0, 1)), (2, 3, (0, 1))]
-)
+@pytest.mark.parametrize(("stages", "ranks", "expected"), [(4, 4, (0, 1, 2, 3)), (4, 2, (0, 1, 0, 1)), (2, 3, (0, 1))])
 def test_default_placement(stages: int, ranks: int, expected: tuple[int, ...]) -> None:
     assert Schedule("s", ranks, stages, 1, [[]] * ranks).stage_to_rank == expected  # type: ignore[arg-type]
 
@@ -180,10 +178,14 @@ def test_display() -> None:
 
 
 def test_grid_shows_every_action_at_its_tick() -> None:
-    assert V.grid().splitlines() == [
-        "rank 0  0F0 0F1 .   3F0 3B0 3F1 3B1 .   .   .   0B0 .   0B1 .   .   .",
-        "rank 1  .   1F0 2F0 1F1 2F1 2I0 1I0 .   .   .   .   .   .   .   .   .",
-    ] or V.grid().splitlines() == V_GRID
+    assert (
+        V.grid().splitlines()
+        == [
+            "rank 0  0F0 0F1 .   3F0 3B0 3F1 3B1 .   .   .   0B0 .   0B1 .   .   .",
+            "rank 1  .   1F0 2F0 1F1 2F1 2I0 1I0 .   .   .   .   .   .   .   .   .",
+        ]
+        or V.grid().splitlines() == V_GRID
+    )
 
 
 V_GRID = [
@@ -247,7 +249,7 @@ def test_with_comms_receives_in_the_order_of_the_sender() -> None:
 
 
 def test_with_comms_refuses_a_wrong_schedule() -> None:
-    with pytest.raises(ScheduleError, match="1B0 .* is missing"):
+    with pytest.raises(ScheduleError, match=r"1B0 .* is missing"):
         Schedule("s", 2, 2, 1, ["0F0 0B0", "1F0"]).with_comms()  # type: ignore[arg-type]
 
 
@@ -275,7 +277,9 @@ def test_csv_text() -> None:
     assert Schedule.from_csv(reduced.to_csv(comms=True), "s") == reduced
 
 
-@pytest.mark.parametrize("text", ["0F0,0B0", "0F0,0B0\n\n \n", "\ufeff0F0,0B0\r\n", ' "0F0" , 0B0 ,,\n'.replace(" ", "")])
+@pytest.mark.parametrize(
+    "text", ["0F0,0B0", "0F0,0B0\n\n \n", "\ufeff0F0,0B0\r\n", ' "0F0" , 0B0 ,,\n'.replace(" ", "")]
+)
 def test_csv_as_other_programs_write_it(text: str, tmp_path: Path) -> None:
     file = tmp_path / "it.csv"
     file.write_text(text, encoding="utf-8", newline="")

@@ -12,8 +12,7 @@ from ppkit.draw import style
 from ppkit.draw.geometry import Axis, Band
 from ppkit.draw.labels import Labels, labelled
 from ppkit.draw.style import Mark
-from ppkit.timeline import Timeline
-from ppkit.units import TimeUnit, number, percent
+from ppkit.units import number
 
 __all__ = ["bar_traces", "idle_trace", "is_dense", "message_trace"]
 
@@ -35,16 +34,8 @@ def idle_trace(bands: Sequence[Band], axis: Axis) -> Spec:
         "x": [axis.value(band.timeline.makespan) for band, _ in rows],
         "width": bands[0].thickness,
         "marker": {"color": style.IDLE},
-        "hovertext": [_idle_text(band.timeline, rank, axis.unit) for band, rank in rows],
-        "hovertemplate": "%{hovertext}<extra></extra>",
+        "hoverinfo": "skip",  # it lies under every bar, and would answer in place of some
     }
-
-
-def _idle_text(timeline: Timeline, rank: int, unit: TimeUnit) -> str:
-    idle, whole = timeline.idle[rank], timeline.makespan
-    share = percent(idle / whole) if whole else "0 %"
-    times = f"{number(idle * unit.scale)} of {number(whole * unit.scale)} {unit.symbol}"
-    return f"rank {rank} idle {times} ({share})"
 
 
 def is_dense(groups: Sequence[Groups]) -> bool:

@@ -131,7 +131,7 @@ def _layout(
 ) -> Spec:
     heads = [style.title_lines(band.timeline, _TITLE_CHARS, left_out) for band in bands]
     lines = len(heads[0]) - 1 + (title is not None)
-    top, bottom = 36 + 18 * lines + (8 if title else 0), 62 + 20 * legend_rows
+    top, bottom = 42 + 18 * lines + (8 if title else 0), 62 + 20 * legend_rows
     rows = bands[-1].bottom
     if height is None:
         row_height = axis.row_height(sum(band.timeline.n_ranks for band in bands), bands[0].lanes)
@@ -187,7 +187,7 @@ def _title(title: str | None, head: list[str]) -> Spec:
         "y": 1,
         "yref": "container",
         "yanchor": "top",
-        "pad": {"t": 16},
+        "pad": {"t": 22},
         "font": {"size": 16},
         "automargin": False,
     }

@@ -27,7 +27,7 @@ IDLE = "."
 
 
 def to_text(timeline: Timeline, width: int = 100) -> str:
-    """The timeline in lines of at most ``width`` characters; each bar begins with its micro-batch number.
+    """The timeline as a picture at most ``width`` characters wide; each bar begins with its micro-batch number.
 
     Raises:
         TimelineError: the width leaves no room for a picture.

@@ -24,9 +24,11 @@ def failure(logs: Sequence[RankLog], output: tuple[str, ...]) -> RankError:
     """Return the error of the rank that failed first; the others' are mostly its consequences."""
     # The end of a process is noticed a little after the errors it causes, so that time alone would blame a victim.
     failed = sorted((_is_victim(log), log.ended or 0.0, rank) for rank, log in enumerate(logs) if log.failed)
-    first = failed[0][2]
+    earliest = logs[failed[0][2]]
+    # The same error on several ranks is one mistake, whichever was a millisecond ahead.
+    first = min(rank for *_, rank in failed if _short(logs[rank]) == _short(earliest))
     log = logs[first]
-    others = {rank: _short(logs[rank]) for *_, rank in failed[1:]}
+    others = {rank: _short(logs[rank]) for *_, rank in sorted(failed, key=lambda f: f[2]) if rank != first}
     if log.error is not None:
         kind, text = (
             ("exit", _exit_text(first, log.error))

@@ -6,6 +6,8 @@ import argparse
 import ast
 import linecache
 import shlex
+import sys
+import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -113,10 +115,22 @@ def _value(shell: InteractiveShell, what: str, text: str) -> Any:
     raise LaunchError(f"%%ranks: {what} is {text!r}, which is no number and no variable of this notebook")
 
 
+def _running_cell(shell: InteractiveShell) -> str | None:
+    """Return the file name that IPython gave the cell that is running now, which carries its number."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if shell.compile.format_code_name(filename) is not None:
+            return filename
+        frame = frame.f_back
+    return None
+
+
 def body_of(shell: InteractiveShell, cell: str) -> CellBody:
     """Return a cell's body with the variables it uses."""
     source = "\n" + cell  # the line of the magic, so that line numbers are the cell's
-    filename = shell.compile.cache(source, shell.execution_count, raw_code=source)
+    filename = _running_cell(shell) or shell.compile.cache(source, shell.execution_count, raw_code=source)
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     try:
         code = compile(source, filename, "exec")
     except SyntaxError as error:

@@ -79,10 +79,9 @@ def merge(rows: dict[int, list[Row]], n_ranks: int, name: str, emulation: Emulat
         notes["emulation"] = str(emulation)
         if overrun:
             worst = max(overrun, key=lambda event: event.end - event.start)
-            notes["overrun"] = (
-                f"{len(overrun)} of {sum(e.lane == 'compute' for e in events)} operations overran; "
-                f"{worst.label} on rank {worst.rank} {worst.note}"
-            )
+            count = f"{len(overrun)} of {sum(e.lane == 'compute' for e in events)} operations overran"
+            notes["emulation"] += f"; {count}"
+            notes["overrun"] = f"{count}; {worst.label} on rank {worst.rank} {worst.note}"
     source = "measured" if emulation is None else "measured, emulated"
     return Timeline(tuple(events), source, n_ranks, name=name, notes=notes)
 

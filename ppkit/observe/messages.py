@@ -99,8 +99,8 @@ def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable
         group_dst: int | None = None,
     ) -> None:
         peer = _peer(dst, group, group_dst)
-        message = _post(recorder, peer, tag)
         start = recorder.wait_begins("send", peer, tag, tensor)
+        message = _post(recorder, peer, tag, start)
         try:
             original(tensor, dst, group, tag, group_dst)
         finally:
@@ -119,8 +119,8 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         group_dst: int | None = None,
     ) -> Any:
         peer = _peer(dst, group, group_dst)
-        message = _post(recorder, peer, tag)
         start = time.perf_counter()
+        message = _post(recorder, peer, tag, start)
         work = original(tensor, dst, group, tag, group_dst)
         row = recorder.communicate(
             "SEND",
@@ -137,11 +137,11 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
     return isend
 
 
-def _post(recorder: Recorder, peer: int | None, tag: int) -> tuple[int, int, int, int] | None:
+def _post(recorder: Recorder, peer: int | None, tag: int, now: float) -> tuple[int, int, int, int] | None:
     """Number and stamp a message; a peer that does not exist is left to torch's own error."""
     if peer is None or not 0 <= peer < recorder.n_ranks:
         return None
-    recorder.board.post(recorder.rank, peer, tag, time.perf_counter())
+    recorder.board.post(recorder.rank, peer, tag, now)
     return recorder.number(recorder.rank, peer, tag)
 
 

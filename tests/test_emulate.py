@@ -1,0 +1,162 @@
+"""Emulated devices keep their stated durations without touching values, order or messages."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ppkit.emulate import Emulation, Link
+from ppkit.errors import LaunchError
+from ppkit.launch import launch
+
+SLACK = 0.05  # seconds; a shared machine may be late, but never early
+
+
+def _train() -> list[float]:
+    """Two naive stages, one step."""
+    torch.manual_seed(0)
+    rank, stage = dist.get_rank(), nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+    x, gradient = torch.ones(2, 4), torch.empty(2, 4)
+    if rank == 0:
+        y = stage(x)
+        dist.send(y.detach(), 1)
+        dist.recv(gradient, 1)
+        y.backward(gradient)
+    else:
+        dist.recv(x, 0)
+        x.requires_grad_()
+        stage(x).square().sum().backward()
+        dist.send(x.grad, 0)
+    optimizer.step()
+    return [p.sum().item() for p in stage.parameters()]
+
+
+def test_operations_take_their_stated_time_and_compute_the_same() -> None:
+    emulation = Emulation(forward=0.03, backward=[0.06, 0.04], optimizer=0.02)
+    run = launch(_train, emulate=emulation)
+    assert run.results == launch(_train).results
+    assert run.timeline.source == "measured, emulated"
+    stated = {("F", 0): 0.03, ("F", 1): 0.03, ("B", 0): 0.06, ("B", 1): 0.04, ("OPTIM", 0): 0.02, ("OPTIM", 1): 0.02}
+    for event in run.timeline:
+        if event.lane == "compute":
+            seconds = stated[event.kind, event.rank]
+            assert seconds - 1e-5 <= event.end - event.start < seconds + SLACK
+
+
+def test_a_title_states_the_emulation() -> None:
+    emulation = Emulation(forward=0.02, backward=0.04, link=Link(latency=0.001, bandwidth=1e9))
+    assert "F 20 ms, B 40 ms, link 1 ms + 1 GB/s" in launch(_train, emulate=emulation).timeline.title
+
+
+def test_a_message_arrives_no_earlier_than_its_link_allows() -> None:
+    def exchange() -> float:
+        x = torch.ones(25_000)  # 100 kB: 0.1 s at 1 MB/s
+        begun = time.perf_counter()
+        if dist.get_rank() == 0:
+            dist.send(x, 1)
+        else:
+            dist.recv(x, 0)
+        return time.perf_counter() - begun
+
+    run = launch(exchange, emulate=Emulation(link=Link(latency=0.05, bandwidth=1e6)))
+    ((sent, received),) = run.timeline.messages
+    assert 0.15 - 1e-5 <= received.end - sent.start < 0.15 + SLACK
+    assert run.results[0] < 0.1  # the sender goes on
+
+
+def test_an_isend_is_on_its_way_while_both_sides_compute() -> None:
+    def overlap() -> None:
+        stage, x = nn.Linear(4, 4), torch.ones(2, 4)
+        if dist.get_rank() == 0:
+            work = dist.isend(x, 1)
+            stage(x)
+            work.wait()
+        else:
+            work = dist.irecv(x, 0)
+            assert not work.is_completed()
+            stage(x.clone())
+            work.wait()
+            assert work.is_completed()
+
+    run = launch(overlap, emulate=Emulation(forward=0.1, link=Link(latency=0.08)))
+    (receipt,) = [event for event in run.timeline.of_rank(1) if event.kind == "RECV"]
+    assert receipt.end - receipt.start < 0.05  # it had arrived by the time it was waited for
+    (sent,) = [event for event in run.timeline.of_rank(0) if event.kind == "SEND"]
+    assert 0.08 - 1e-5 <= sent.end - sent.start < 0.08 + SLACK
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_collective_takes_the_time_of_a_ring(asynchronous: bool) -> None:
+    def reduce() -> float:
+        x = torch.ones(25_000)
+        work = dist.all_reduce(x, async_op=asynchronous)
+        if work is not None:
+            work.wait()
+        return x[0].item()
+
+    # A ring of two: 2 (n - 1) = 2 hops of 10 ms, and 2 (n - 1) / n = 1 times 100 kB at 1 MB/s.
+    run = launch(reduce, emulate=Emulation(link=Link(latency=0.01, bandwidth=1e6)))
+    assert run.results == (2.0, 2.0)
+    for event in run.timeline:
+        if event.kind == "COLLECTIVE":
+            assert 0.12 - 1e-5 <= event.end - event.start < 0.12 + SLACK
+
+
+def test_an_operation_that_overruns_is_marked_and_counted() -> None:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.05)
+            return self.linear(x)  # type: ignore[no-any-return]
+
+    timeline = launch(lambda: Slow()(torch.ones(1, 4)), n_ranks=1, emulate=Emulation(forward=0.01)).timeline
+    assert timeline.events[0].note.startswith("overran 10 ms by ")
+    assert "1 of 1 operations overran" in timeline.notes["overrun"]
+    assert "overran" in timeline.title
+
+
+def test_what_is_not_stated_takes_as_long_as_it_takes() -> None:
+    timeline = launch(lambda: nn.Linear(2, 2)(torch.ones(1, 2)), n_ranks=1, emulate=Emulation(backward=10)).timeline
+    assert timeline.makespan < 5
+
+
+def test_input_and_weight_gradients_are_half_of_the_backward_unless_stated() -> None:
+    assert Emulation(backward=[2, 4]).seconds("I", 1) == 2
+    assert Emulation(backward=4, input_grad=1).seconds("I", 0) == 1
+    assert Emulation(backward=4, input_grad=1).seconds("W", 0) == 2
+    assert Emulation(forward=1).seconds("W", 0) is None
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True, [0.1, -0.1]])
+def test_durations_that_cannot_be(value: object) -> None:
+    with pytest.raises(LaunchError, match=r"forward=.*number of seconds, 0 or more"):
+        Emulation(forward=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bandwidth", [0, -1, float("nan"), "fast"])
+def test_bandwidths_that_cannot_be(bandwidth: object) -> None:
+    with pytest.raises(LaunchError, match="bytes a second"):
+        Link(bandwidth=bandwidth)  # type: ignore[arg-type]
+
+
+def test_a_link_that_is_none() -> None:
+    with pytest.raises(LaunchError, match=r"link is a ppkit\.Link"):
+        Emulation(link=0.1)  # type: ignore[arg-type]
+
+
+def test_too_few_durations_for_the_ranks() -> None:
+    with pytest.raises(LaunchError, match="gives 2 durations for 3 ranks"):
+        launch(_train, n_ranks=3, emulate=Emulation(forward=[0.1, 0.2]))
+
+
+def test_what_is_no_emulation() -> None:
+    with pytest.raises(LaunchError, match=r"a ppkit\.Emulation, or None"):
+        launch(_train, emulate=0.1)  # type: ignore[arg-type]
