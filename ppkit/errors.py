@@ -102,7 +102,7 @@ class RankError(PpkitError, RuntimeError):
         others: what the other ranks reported, by rank; mostly consequences of the first failure.
         details: ``stage``, ``action`` and ``values``, as for `PpkitError`.
 
-    Its ``timeline`` holds what the ranks did up to the failure.
+    Its ``timeline`` holds what the ranks did up to the failure, its ``output`` what each of them printed.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class RankError(PpkitError, RuntimeError):
         self.original_type = original_type
         self.others = dict(others or {})
         self.timeline: Timeline | None = None
+        self.output: tuple[str, ...] = ()
 
 
 class DeadlockError(RankError):

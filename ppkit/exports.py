@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ __all__ = ["from_json", "perfetto_trace", "to_json", "write_perfetto"]
 
 FORMAT = "ppkit.timeline"
 VERSION = 1
-_FIELDS = tuple(field.name for field in fields(Event))
+_FIELDS = Event._fields
 _row = attrgetter(*_FIELDS)
 
 

@@ -12,15 +12,14 @@ __all__ = ["Row", "draw"]
 
 Row = Sequence["Action | None"]
 
-_WIDE, _TALL = 18, 12  # ticks and ranks beyond which an error shows only what is around its mark
+_WIDE, _TALL = 14, 10  # ticks and ranks beyond which an error shows only what is around its mark
 
 
 def draw(
     rows: Sequence[Row],
     marked: Collection[tuple[int, int]] = (),
     notes: Mapping[int, str] | None = None,
-    *,
-    cut: bool = False,
+    around: Sequence[tuple[int, int]] | None = None,
 ) -> str:
     """Text of the grid: a line for each rank, a column for each tick, ``.`` where the rank idles.
 
@@ -28,14 +27,12 @@ def draw(
         rows: for each rank its cells, all of one length.
         marked: cells, as (rank, column), to put in brackets.
         notes: text to add at the end of a rank's line.
-        cut: show only some of a big grid: what is around the marked cells and the notes.
+        around: cells, as (rank, column), around which to cut a big grid; None: show all of it.
     """
     notes = notes or {}
     width = len(rows[0])
-    columns = [column for _, column in marked] or [width - 1]
-    ranks = [rank for rank, _ in marked] + list(notes) or [0]
-    shown = _window(columns, width, _WIDE) if cut else range(width)
-    lines = _window(ranks, len(rows), _TALL) if cut else range(len(rows))
+    shown = _window([column for _, column in around], width, _WIDE) if around else range(width)
+    lines = _window([rank for rank, _ in around], len(rows), _TALL) if around else range(len(rows))
     label = len(f"rank {len(rows) - 1}")
     body = [[_cell(rows[rank][column], (rank, column) in marked) for column in shown] for rank in lines]
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]

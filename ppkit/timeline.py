@@ -290,4 +290,4 @@ class Timeline:
 
 def _moved(event: Event, by: float) -> Event:
     held = None if event.held_until is None else event.held_until + by
-    return replace(event, start=event.start + by, end=event.end + by, held_until=held)
+    return event._replace(start=event.start + by, end=event.end + by, held_until=held)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NoReturn
 
 from ppkit.clock import Walk, unit_rules, walk
 from ppkit.errors import ScheduleError
-from ppkit.grid import draw
+from ppkit.grid import Row, draw
 from ppkit.schedule import Action, Op, Schedule
 
 __all__ = ["check_contents", "check_waits", "validate"]
@@ -65,14 +65,16 @@ def fail(
     *,
     rank: int,
     action: Action,
-    notes: Mapping[int, str] | None = None,
+    missing: bool = False,
 ) -> NoReturn:
-    """Raise ScheduleError with ``message`` and the grid, its cells ``at`` marked."""
+    """Raise ScheduleError with ``message`` and the grid, its cells ``at`` marked; or ``action`` is missing."""
     rows = schedule.ticks()
     columns = [[column for column, cell in enumerate(row) if cell is not None] for row in rows]
     at = list(at)
     # By position: a repeated action must be marked where it is wrong. Ticks keep the order of a rank.
-    grid = draw(rows, [(r, columns[r][position]) for r, position in at], notes, cut=True)
+    marked = [(r, columns[r][position]) for r, position in at]
+    notes = {rank: f"[{action}] is missing"} if missing else {}
+    grid = draw(rows, marked, notes, marked or [(rank, _last_of(action, rows[rank]))])
     raise ScheduleError(
         f"{schedule.name}: {message}\n\n{grid}",
         rank=rank,
@@ -80,6 +82,11 @@ def fail(
         action=str(action),
         values={"microbatch": action.microbatch, "cells": tuple(at)},
     )
+
+
+def _last_of(missing: Action, row: Row) -> int:
+    """Column of the last action on the stage and micro-batch of ``missing``; of the row's end if there is none."""
+    return max((at for at, cell in enumerate(row) if cell and _same_part(cell, missing)), default=len(row) - 1)
 
 
 def find(schedule: Schedule, action: Action) -> Cell | None:
@@ -177,7 +184,7 @@ def _explain_missing(schedule: Schedule, stage: int, microbatch: int, progress: 
         f"{action}{either} is missing: rank {rank} has stage {stage}, so it must run it",
         rank=rank,
         action=action,
-        notes={rank: f"[{action}] is missing"},
+        missing=True,
     )
 
 

@@ -356,7 +356,9 @@ def test_an_exception_in_a_forward_or_backward_leaves_the_recorder_whole() -> No
 
 def test_without_observation_nothing_is_wrapped_and_nothing_recorded() -> None:
     def work() -> tuple[str, str]:
-        _stage()(torch.ones(BATCH, WIDTH)).sum().backward()
+        stage = _stage()
+        stage(torch.ones(BATCH, WIDTH)).sum().backward()
+        torch.optim.SGD(stage.parameters(), lr=0.1).step()
         return nn.Module.__call__.__module__, dist.send.__code__.co_filename
 
     run = launch(work, observe=False)

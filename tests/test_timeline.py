@@ -38,11 +38,11 @@ def two_ranks() -> Timeline:
 class TestEvent:
     def test_is_frozen_comparable_hashable_and_survives_copies(self) -> None:
         event = Event(1, "F", 0.0, 1.0, 1, 3, held_until=2.0)
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):
             event.rank = 0  # type: ignore[misc]
         assert event == Event(1, "F", 0.0, 1.0, stage=1, microbatch=3, held_until=2.0)
         assert len({event, copy.copy(event), pickle.loads(pickle.dumps(event))}) == 1
-        assert dataclasses.replace(event, rank=2).rank == 2
+        assert event._replace(rank=2).rank == 2
         assert type(copy.deepcopy(event)) is Event
 
     @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ class TestPeakInFlight:
 
     def test_the_same_micro_batch_again_in_the_next_step(self) -> None:
         step = [Event(0, "F", 0, 1, 0, 0), Event(0, "B", 1, 2, 0, 0)]
-        later = [dataclasses.replace(event, start=event.start + 2, end=event.end + 2) for event in step]
+        later = [event._replace(start=event.start + 2, end=event.end + 2) for event in step]
         assert self.peak(*step, *later) == 1
 
     def test_a_forward_without_gradients_does_not_take_the_backward_of_the_next(self) -> None:

@@ -126,7 +126,7 @@ def _index(value: int | None) -> int:
 
 
 def message_trace(bands: Sequence[Band], axis: Axis, shown: bool | str) -> Iterator[Spec]:
-    """All messages as one trace of thin lines, from where and when each left to where and when it came."""
+    """All messages as one trace of thin lines, from where and when each left to where and when it arrived."""
     pairs = [(band, send, receive) for band in bands for send, receive in band.timeline.messages]
     if not pairs or len(pairs) > MOST_MESSAGES:
         return
@@ -136,7 +136,7 @@ def message_trace(bands: Sequence[Band], axis: Axis, shown: bool | str) -> Itera
     y: list[float | None] = []
     for band, send, receive in pairs:
         zero = band.timeline.start
-        x += [axis.value(send.start - zero), axis.value(receive.end - zero), None]
+        x += [axis.value(send.start - zero), axis.value(min(send.end, receive.end) - zero), None]
         y += [*band.message(send.rank, receive.rank), None]
     yield {
         "type": "scatter",

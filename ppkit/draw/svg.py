@@ -49,12 +49,12 @@ def to_svg(timeline: Timeline) -> str:
 
 
 def _lines(timeline: Timeline) -> list[tuple[float, int, float, int]]:
-    """Messages as (sent, sender, received, receiver); none where they take no time or are too many to see."""
+    """Messages as (sent, sender, arrived, receiver); none where they take no time or are too many to see."""
     pairs = timeline.messages
     if len(pairs) > 150 or not any(send.end > send.start for send, _ in pairs):
         return []
     zero = timeline.start
-    return [(send.start - zero, send.rank, receive.end - zero, receive.rank) for send, receive in pairs]
+    return [(send.start - zero, send.rank, min(send.end, receive.end) - zero, receive.rank) for send, receive in pairs]
 
 
 def _heading(head: Sequence[str]) -> Iterator[str]:

@@ -118,6 +118,7 @@ def _run(
         watcher.sign_off()
     except RankError as error:
         error.timeline = _timeline(watcher, plan, name)
+        error.output = watcher.output()
         raise
     finally:
         watcher.end()

@@ -21,11 +21,15 @@ from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppkit.emulate import Emulation
 from ppkit.launch.board import Board
 from ppkit.launch.packing import pack
+from ppkit.observe import Undo, leave_alone, observing
+
+if TYPE_CHECKING:
+    from ppkit.observe.recorder import Recorder
 
 # All that a training step touches for the first time is touched before the fork: imports would cost every
 # rank of every run up to seconds (`torch._dynamo` alone is some 820 modules).
@@ -82,6 +86,16 @@ class Plan:
     sources: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
 
+class _Observation:
+    """What `preload` has wrapped, for the one run that this process will live for."""
+
+    recorder: Recorder
+    undo: Undo
+
+
+_observation = _Observation()
+
+
 def preload() -> None:
     """Import and touch, before any fork, what a training step needs."""
     for name in _PRELOAD:
@@ -91,6 +105,8 @@ def preload() -> None:
             importlib.import_module(name)
     import torch
     from torch import nn
+
+    from ppkit.observe.recorder import Recorder
 
     # First uses import modules and set up kernels too. Tiny tensors and one thread: no thread pool may exist
     # at a fork. The graph stays on the CPU, which autograd walks in the calling thread.
@@ -104,6 +120,8 @@ def preload() -> None:
         optimizer.step()
         optimizer.zero_grad()
     pickle.loads(pack(model.state_dict())[0])
+    _observation.recorder = Recorder()
+    _observation.undo = observing(_observation.recorder)
 
 
 def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
@@ -151,22 +169,21 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
     from torch._C import _distributed_c10d as c10d
 
     torch.set_num_threads(plan.threads)
-    torch.manual_seed(plan.seed)
+    if plan.devices:
+        torch.manual_seed(plan.seed)
+    else:
+        torch.default_generator.manual_seed(plan.seed)  # the other looks for every kind of device, for 5 ms
     random.seed(plan.seed)
     if plan.devices:
         torch.cuda.set_device(plan.devices[rank])
     if plan.observe:
-        from ppkit.observe import observing
-        from ppkit.observe.recorder import Recorder
-
-        board = Board(run_dir / "board", plan.n_ranks)
-        reporter.recorder = Recorder(rank, plan.n_ranks, emulation=plan.emulation, board=board)
-        observing(reporter.recorder)  # before the function is unpickled, which may hold `dist.send` itself
+        _observation.recorder.begin(rank, plan.n_ranks, Board(run_dir / "board", plan.n_ranks), plan.emulation)
+        reporter.recorder = _observation.recorder
+    else:
+        leave_alone(_observation.undo)
     fn, args = pickle.loads((run_dir / "call").read_bytes())
     store = c10d.FileStore(str(run_dir / "store"), plan.n_ranks)
     dist.init_process_group(plan.backend, store=store, rank=rank, world_size=plan.n_ranks, timeout=_FOREVER)
-    if reporter.recorder is not None:
-        reporter.recorder.start()
     result = fn(*args)
     return result if plan.returns else None
 

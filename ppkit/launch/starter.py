@@ -20,6 +20,10 @@ from typing import Any, NamedTuple, Protocol
 from ppkit.errors import LaunchError
 from ppkit.launch.server import receive_with_fds, send_with_fds
 
+# A fork copies the table of all pages, and its end drops it: with huge pages (Linux 5.8 with glibc 2.35, elsewhere
+# without effect) these take 1 and 2 ms instead of 4 and 8. Python's own allocator takes pages that are too small.
+_HUGE_PAGES = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 class Exit(NamedTuple):
     """The end of a rank's process: exit code as `subprocess` gives it (a signal's is negative), and when."""
@@ -60,6 +64,7 @@ class ForkStarter:
                 stdout=self._log,
                 stderr=self._log,
                 start_new_session=True,  # the stop button's signal is not for the ranks
+                env=os.environ | _HUGE_PAGES,
             )
         self._sock = ours
         self._owner = os.getpid()

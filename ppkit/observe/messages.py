@@ -44,21 +44,19 @@ COLLECTIVES = {
 }
 
 
-def observe_messages(recorder: Recorder) -> None:
-    """Wrap the functions of `torch.distributed` of this process, under both modules that hold them."""
-    wrappers = {
+def message_wrappers(recorder: Recorder) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return what is to be replaced by what in both modules that hold the functions of `torch.distributed`."""
+    observed = {
         "send": _observed_send(recorder, c10d.send),
         "recv": _observed_recv(recorder, c10d.recv),
         "isend": _observed_isend(recorder, c10d.isend),
         "irecv": _observed_irecv(recorder, c10d.irecv),
     }
     for name, pattern in COLLECTIVES.items():
-        wrappers[name] = _observed_collective(recorder, name, pattern, getattr(c10d, name))
+        observed[name] = _observed_collective(recorder, name, pattern, getattr(c10d, name))
     running = threading.local()
-    for name, wrapper in wrappers.items():
-        outermost = _outermost(running, wrapper, getattr(c10d, name))
-        setattr(c10d, name, outermost)
-        setattr(dist, name, outermost)
+    outermost = {name: _outermost(running, call, getattr(c10d, name)) for name, call in observed.items()}
+    return [(module, name, call) for name, call in outermost.items() for module in (c10d, dist)]
 
 
 def _outermost(

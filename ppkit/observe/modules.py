@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from ppkit.observe.recorder import Recorder, Token
 
@@ -18,16 +19,17 @@ _KEY = "ppkit"
 _MAX_NODES = 5_000  # a backward's tag lies a few nodes from its root: at a loss, or at the stage's own output
 
 
-def observe_modules(recorder: Recorder) -> None:
-    """Wrap module calls, `torch.autograd` and optimizers of this process.
+def module_wrappers(recorder: Recorder) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return what is to be replaced by what, so that `recorder` sees module calls and backwards.
 
     Modules are wrapped at `nn.Module.__call__` rather than by global hooks, which would slow down every submodule;
     a submodule's call costs one look at the depth.
     """
-    nn.Module.__call__ = _observed_call(recorder, nn.Module.__call__)  # type: ignore[method-assign]
-    torch.autograd.backward = _observed_backward(recorder, torch.autograd.backward)
-    torch.autograd.grad = _observed_grad(recorder, torch.autograd.grad)
-    _observe_optimizers(recorder)
+    return [
+        (nn.Module, "__call__", _observed_call(recorder, nn.Module.__call__)),
+        (torch.autograd, "backward", _observed_backward(recorder, torch.autograd.backward)),
+        (torch.autograd, "grad", _observed_grad(recorder, torch.autograd.grad)),
+    ]
 
 
 def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,7 +171,8 @@ def _run_backward(recorder: Recorder, kind: str, roots: list[torch.Tensor], kept
     return result
 
 
-def _observe_optimizers(recorder: Recorder) -> None:
+def observe_optimizers(recorder: Recorder) -> tuple[RemovableHandle, RemovableHandle]:
+    """Hook into the steps of all optimizers of this process; return the handles of the hooks."""
     starts: dict[int, float] = {}
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -182,5 +185,4 @@ def _observe_optimizers(recorder: Recorder) -> None:
         recorder.compute("OPTIM", start, None, None, recorder.stated("OPTIM", recorder.rank), name)
         recorder.step_taken()
 
-    register_optimizer_step_pre_hook(before)
-    register_optimizer_step_post_hook(after)
+    return register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)

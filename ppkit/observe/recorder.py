@@ -50,20 +50,14 @@ class Token:
 
 
 class Recorder:
-    """What one rank did so far.
+    """What one rank did so far; made before the fork, and begun in the rank."""
 
-    Args:
-        rank: this rank.
-        n_ranks: how many ranks the run has.
-        emulation: durations to keep to, or None.
-        board: shared with the other ranks and the watcher.
-    """
+    rank: int
+    n_ranks: int
+    board: Board
+    emulation: Emulation | None
 
-    def __init__(self, rank: int, n_ranks: int, emulation: Emulation | None, board: Board) -> None:
-        self.rank = rank
-        self.n_ranks = n_ranks
-        self.emulation = emulation
-        self.board = board
+    def __init__(self) -> None:
         self.inside = threading.local()  # .depth: an outermost operation is running in this thread
         self.in_backward = False
         self._rows: list[Row] = []
@@ -73,9 +67,19 @@ class Recorder:
         self._numbers: dict[tuple[int, int, int], int] = defaultdict(int)  # by link and tag
         self._pending: tuple[str, int | None, int | None, Any, float, FrameType | None] | None = None
 
-    def start(self) -> None:
-        """Forget what came before the learner's function."""
-        self._rows.clear()
+    def begin(self, rank: int, n_ranks: int, board: Board, emulation: Emulation | None) -> None:
+        """Be the recorder of one rank.
+
+        Args:
+            rank: this rank.
+            n_ranks: how many ranks the run has.
+            board: shared with the other ranks and the watcher.
+            emulation: durations to keep to, or None.
+        """
+        self.rank = rank
+        self.n_ranks = n_ranks
+        self.board = board
+        self.emulation = emulation
 
     def rows(self) -> list[Row]:
         """Return the events so far."""

@@ -1,0 +1,1 @@
+"""Measures what the design gives a budget for, as ratios within one run: `python -m benchmarks`."""

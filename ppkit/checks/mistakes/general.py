@@ -1,0 +1,97 @@
+"""Hints for what can go wrong in any task."""
+
+from __future__ import annotations
+
+from ppkit.checks.mistakes import Mistake
+
+NOT_A_FUNCTION = Mistake(
+    "",
+    "The check was given a value, not a function.",
+    "The check itself calls your function, on several ranks, so it needs the function and not its result.",
+    "The check's cell: a function's name without parentheses is the function.",
+)
+
+SIGNATURE = Mistake(
+    "",
+    "Your function cannot be called with the arguments that the task lists.",
+    "The check calls it with the task's arguments, in their order. Names are yours to choose, the number is not.",
+    "The line that begins with `def`, beside the signature in the task's text.",
+)
+
+CANNOT_TRAVEL = Mistake(
+    "",
+    "Your function could not be sent to the ranks.",
+    "Ranks are processes of their own. What your function uses of the notebook is copied to them, "
+    "and some things (open files, locks, generators) cannot be copied.",
+    "The variable that the message names: make it inside the function instead.",
+)
+
+EXCEPTION = Mistake(
+    "",
+    "Your code raised an error on a rank. The message names the rank and your line.",
+    "The same function runs on every rank, with other arguments: what holds on one rank (it has the batch, it has a "
+    "rank after it) need not hold on another.",
+    "The quoted line, with the values that this rank has. Print them: a report shows what your ranks print.",
+)
+
+EXIT = Mistake(
+    "",
+    "A rank left before your function returned.",
+    "A rank that ends takes its connections with it, and the others lose their peer.",
+    "The place where your code ends the process. A function ends with its return.",
+)
+
+ENDLESS = Mistake(
+    "",
+    "Your code was still at work when its time was over, and had to be ended.",
+    "A right answer takes a tenth of a second here. Either a loop never meets its end, or it polls for a message that "
+    "nobody sends.",
+    "Every `while`, and what changes its condition.",
+)
+
+CRASH = Mistake(
+    "",
+    "The process of a rank was ended by the system, without a Python error.",
+    "That happens below Python: mostly in a receive whose buffer does not fit the message.",
+    "The communication calls of this rank: peer, shape and dtype of each.",
+)
+
+UNPAIRED = Mistake(
+    "",
+    "A rank waits for ever: what it sends is not received, or what it receives is not sent.",
+    "Every send needs one receive on the other rank, with the same two ranks and the same tag. "
+    "A rank that has returned answers no more.",
+    "The waiting call, and then the code of its peer: which line there should answer it, and does that line run?",
+)
+
+MISSING_MESSAGE = Mistake(
+    "",
+    "A message that the task needs was never sent.",
+    "Each rank holds one stage. It learns of the others' results through messages alone.",
+    "The conditions around your sends: for which ranks is each of them true? Try it for every rank in your head.",
+)
+
+WRONG_VALUES = Mistake(
+    "",
+    "The messages are as they should be, and the numbers are not. The report names the first rank that differs.",
+    "On several ranks the same numbers must come out as in one process. The first rank that differs, in the order in "
+    "which the computation visits them, is where the mistake is; the others only pass it on.",
+    "What this rank computes from what it received. Print both in your function, and compare them with one process.",
+)
+
+SCHEDULE = Mistake(
+    "",
+    "The order that you wrote could not run. The report shows it as a grid, a row for each rank, "
+    "with the first wrong cell in brackets.",
+    "An action can run when what it needs is there: a forward needs the output of the stage before, a backward the "
+    "gradient from the stage after, and its own forward. Between ranks these travel as messages.",
+    "The marked cell: what must have happened before it, on its rank and on its neighbours?",
+)
+
+ESTIMATE = Mistake(
+    "",
+    "Your number is not what the ranks did. The report says how far it is off.",
+    "A factor of 2, of 4 or of the number of ranks mostly means that one direction, the size of a number, "
+    "or one rank too many or too few was counted.",
+    "Draw the ranks in a row. Write on each arrow between them what travels along it in one step, in each direction.",
+)
