@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["difference", "equal", "first_difference"]
+__all__ = ["all_equal", "difference", "equal", "first_difference"]
 
 _RTOL, _ATOL = 1e-7, 1e-9  # in float64 a right answer differs by some 1e-16
 
@@ -21,6 +21,11 @@ def equal(got: Any, expected: Tensor) -> bool:
         and got.dtype == expected.dtype
         and torch.allclose(got, expected, rtol=_RTOL, atol=_ATOL)
     )
+
+
+def all_equal(got: Mapping[str, Any], expected: Mapping[str, Tensor]) -> bool:
+    """Whether each of several named tensors is as expected."""
+    return all(equal(got.get(name), value) for name, value in expected.items())
 
 
 def difference(got: Any, expected: Tensor) -> str:

@@ -1,0 +1,178 @@
+"""Tasks 5 and 6: a step with a bug in it, and the whole step; what they show beside the checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ppkit.builders import naive
+from ppkit.checks.drivers import lab01 as ranks
+from ppkit.checks.judge import Passed, Verdict, graded, require_function
+from ppkit.checks.messages import Expected, backward_messages, forward_messages
+from ppkit.checks.mistakes.general import WRONG_VALUES
+from ppkit.checks.mistakes.gpipe import G22
+from ppkit.checks.mistakes.naive import N12, N13, N14
+from ppkit.checks.oracle import Batch, Training, build_stages, run, train
+from ppkit.checks.trial import Trial, on_ranks
+from ppkit.checks.values import all_equal, first_difference
+from ppkit.data import batches, digits
+from ppkit.emulate import Emulation, Link
+from ppkit.simulate import Costs, simulate
+from ppkit.timeline import Timeline
+
+__all__ = ["check_first_rank_step", "check_train_step", "show_losses", "show_step"]
+
+Function = Callable[..., Any]
+TRAIN_PARAMETERS = ("stage", "optimizer", "batch", "targets", "shape", "rank", "n_ranks")
+FIRST_RANK_PARAMETERS = ("stage", "optimizer", "batch")
+DIGIT_WIDTHS, N_DIGITS, BATCH_SIZE = (64, 20, 16, 12), 41, 17  # batches of 17, 17 and 7 images
+
+# Task 5: find the bug
+
+
+@graded("Task 5, the bug", 10)
+def check_first_rank_step(first_rank_step: Any) -> Passed:
+    """Check the mended step of the first of two ranks; the second is ppkit's."""
+    require_function(first_rank_step, "first_rank_step", FIRST_RANK_PARAMETERS)
+    stages, data = _digits(2, n_steps=3)
+    trial = _train_trial(ranks.first_rank, first_rank_step, stages, data)
+    weights = trial.results[0]["weights"]
+    if all_equal(weights[0], train(stages, data[:1], "N12").weights[0][0]):
+        verdict = trial.unfinished("the bug is still in it: rank 0 learns something else than in one process.")
+        verdict.mistake = N12
+        raise verdict
+    _judge_training(trial, stages, data)
+    return Passed(
+        "On 2 ranks, in three steps, the last with a smaller batch: every weight is that of one process.",
+        timeline=trial.timeline,
+        output=trial.output,
+    )
+
+
+def show_losses(first_rank_step: Function) -> None:
+    """Print the losses of some steps on two ranks, with the learner's on rank 0, beside those of one process."""
+    stages, data = _digits(2, n_steps=6, n_images=300)
+    alone = train(stages, data).losses
+    try:
+        on_two = _train_trial(ranks.first_rank, first_rank_step, stages, data).results[1]["losses"]
+    except Verdict as verdict:
+        print(verdict.report("Two ranks", 0))
+        return
+    print("step   one process   two ranks   difference")
+    for step, (one, two) in enumerate(zip(alone, on_two, strict=True)):
+        print(f"{step:>4}   {one:>11.4f}   {two:>9.4f}   {abs(two - one):>10.4f}")
+
+
+# Task 6: the whole step
+
+
+@graded("Task 6, train_step", 25)
+def check_train_step(train_step: Any) -> Passed:
+    """Check training over 2, 3 and 4 ranks: the losses and weights of one process after each step."""
+    require_function(train_step, "train_step", TRAIN_PARAMETERS)
+    for n_ranks, n_steps in ((2, 1), (3, 3), (4, 3)):
+        stages, data = _digits(n_ranks, n_steps)
+        trial = _train_trial(ranks.train, train_step, stages, data)
+        _recognise(trial, stages, data)
+        trial.require_messages()
+        _judge_training(trial, stages, data)
+    return Passed(
+        "On 2, 3 and 4 ranks, with batches of 17, 17 and 7 digits: the losses and all weights are those of "
+        "one process after every step.",
+        "In each step one message crossed each boundary in each direction.",
+        timeline=trial.timeline,
+        output=trial.output,
+    )
+
+
+def _digits(n_ranks: int, n_steps: int, n_images: int = N_DIGITS) -> tuple[Sequence[torch.nn.Sequential], list[Batch]]:
+    stages = build_stages((*DIGIT_WIDTHS[:n_ranks], 10))
+    data = list(batches(*digits(dtype=torch.float64, n_images=n_images), BATCH_SIZE))
+    return stages, data[:n_steps]
+
+
+def _train_trial(driver: Function, step: Function, stages: Sequence[torch.nn.Sequential], data: list[Batch]) -> Trial:
+    messages: list[Any] = []
+    for batch in data:
+        _, passes = run(stages, batch)
+        forward, backward = forward_messages(stages, passes), backward_messages(stages, passes)
+        messages += [*forward.messages, *backward.messages]
+    n_ranks = len(stages)
+    where = f"{n_ranks} ranks, {len(data)} step{'s' * (len(data) > 1)}"
+    return on_ranks(
+        *(driver, step, stages, data),
+        n_ranks=n_ranks,
+        where=where,
+        expected=Expected(tuple(messages), forward.parameter_bytes),
+    )
+
+
+def _recognise(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[Batch]) -> None:
+    """Refuse weights of the first step that a known mistake gives."""
+    right = train(stages, data[:1]).weights[0]
+    initial = tuple({name: p.detach() for name, p in stage.named_parameters()} for stage in stages)
+    suspects = (
+        (N14, initial, "its parameters are what they were before the step"),
+        (N12, train(stages, data[:1], "N12").weights[0], "it learned from the sum of its outputs"),
+        (N13, train(stages, data[:1], "N13").weights[0], "it learned from a loss of its own"),
+    )
+    got = [seen["weights"][0] for seen in trial.results]
+    if all(all_equal(own, before) for own, before in zip(got, initial, strict=True)) and not trial.timeline.bytes_sent:
+        raise trial.unfinished("no parameter has changed, and nothing was sent.")
+    for rank in reversed(range(len(stages))):
+        for mistake, weights, text in suspects:
+            if not all_equal(got[rank], right[rank]) and all_equal(got[rank], weights[rank]):
+                raise trial.wrong(f"rank {rank}: {text}.", mistake)
+
+
+def _judge_training(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[Batch]) -> None:
+    """Refuse losses and weights other than those of one process."""
+    right = train(stages, data)
+    kept = train(stages, data, "G22").weights
+    for step in range(len(data)):
+        _judge_loss(trial, step, right)
+        for rank in reversed(range(len(stages))):
+            got = trial.results[rank]["weights"][step]
+            if text := first_difference(got, right.weights[step][rank]):
+                mistake = G22 if step and all_equal(got, kept[step][rank]) else WRONG_VALUES
+                raise trial.wrong(f"rank {rank}: after step {step}, {text}.", mistake)
+
+
+def _judge_loss(trial: Trial, step: int, right: Training) -> None:
+    last = len(trial.results) - 1
+    loss, wanted = trial.results[last]["losses"][step], right.losses[step]
+    if loss is None:
+        raise trial.unfinished(f"the last rank, {last}, returned None; it must return the loss.")
+    if isinstance(loss, str):
+        raise trial.wrong(f"the last rank, {last}, returned {loss}; it must return the loss.", WRONG_VALUES)
+    if not math.isclose(loss, wanted, rel_tol=1e-6):
+        raise trial.wrong(
+            f"in step {step} the last rank, {last}, returned a loss of {loss:.6g} instead of {wanted:.6g}.",
+            WRONG_VALUES,
+        )
+
+
+def show_step(train_step: Function) -> None:
+    """Draw one step of the learner's on three emulated devices, and the naive schedule below it."""
+    from IPython.display import display
+
+    stages, data = _digits(3, 1)
+    costs = Costs(forward=0.020, backward=0.040, latency=0.002)
+    emulation = Emulation(forward=0.020, backward=0.040, optimizer=0.0, link=Link(latency=0.002))
+    try:
+        require_function(train_step, "train_step", TRAIN_PARAMETERS)
+        trial = on_ranks(
+            *(ranks.train, train_step, stages, data),
+            n_ranks=3,
+            where="3 ranks",
+            expected=Expected(()),
+            emulate=emulation,
+        )
+    except Verdict as verdict:
+        print(verdict.report("Your step", 0))
+        return
+    drawn: tuple[Timeline, ...] = (trial.timeline, simulate(naive(3), costs))
+    display(*drawn)  # type: ignore[no-untyped-call]  # IPython's display has no types

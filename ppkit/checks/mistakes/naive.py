@@ -1,0 +1,130 @@
+"""Hints for the mistakes of naive model parallelism: N01 to N16 of the catalogue."""
+
+from __future__ import annotations
+
+from ppkit.checks.mistakes import Mistake
+
+N01 = Mistake(
+    "N01",
+    "The numbers arrive, and the outputs are right. But after the backward, the activation that was received holds no "
+    "gradient, so this rank has nothing to send back.",
+    "A message carries numbers and no history. What arrives is a new tensor, and autograd leaves a new tensor out "
+    "unless it is told that its gradient is wanted. Parameters are told when they are made.",
+    "The lines between the receive and the call of the stage. What is true of a parameter, "
+    "and not yet of the buffer that you received into?",
+)
+
+N02 = Mistake(
+    "N02",
+    "A gradient is wanted, but the tensor that is asked for it has none: it was computed for another tensor.",
+    "Autograd puts gradients into leaves of the graph: tensors that no operation made, and that were part of the graph "
+    "when the stage ran. A copy is a different tensor, the result of an operation is no leaf, "
+    "and a wish uttered after the stage ran comes too late.",
+    "Follow one tensor by name: the one that the message was written into, the one that the stage was called with, "
+    "and the one whose gradient is read. Are they one and the same object?",
+)
+
+N03 = Mistake(
+    "N03",
+    "A deadlock: two ranks send to each other, and both wait until the other one receives.",
+    "A blocking send returns when the other side has received. If both begin by sending, neither gets to its receive.",
+    "The first communication of each rank. Which of the two can send at once, "
+    "and which one needs something before it has anything right to send?",
+)
+
+N04 = Mistake(
+    "N04",
+    "A deadlock: two ranks receive from each other, and neither of them has sent anything.",
+    "A receive returns when the message is there. If both begin by receiving, nobody is left to send.",
+    "The first communication of each rank. Which rank has all it needs at the very beginning of the step? "
+    "Nothing may stand before its send but its own computation.",
+)
+
+N05 = Mistake(
+    "N05",
+    "A message goes to a rank that is not the right neighbour, or goes round from one end of the pipeline to the "
+    "other, or to a rank that does not exist.",
+    "Stages form a line, not a ring: activations go to the next stage, gradients to the one before. "
+    "The first rank has none before it, and the last none after it.",
+    "The peer of each send and receive, and the condition around it. "
+    "Write down for the first rank and for the last which of your calls they make, and with whom.",
+)
+
+N06 = Mistake(
+    "N06",
+    "A message and the buffer it was received into have different sizes.",
+    "A message has no shape: the receiver must know it beforehand. Bytes that do not fit end the receiving process.",
+    "The line that makes the receive buffer. Where does the task tell you the shape of what arrives, on this rank?",
+)
+
+N07 = Mistake(
+    "N07",
+    "A tensor has another dtype than the rest: the message and its buffer differ by a factor of two in bytes, or the "
+    "numbers lose half of their digits.",
+    "PyTorch makes new tensors in float32 unless told otherwise, and a message has no dtype: its bytes are "
+    "taken for whatever the buffer holds.",
+    "The line that makes the receive buffer: which dtype do the stage's parameters have?",
+)
+
+N08 = Mistake(
+    "N08",
+    "A tensor could not be sent, because its numbers do not lie one after the other in memory.",
+    "A transposed or sliced tensor is a view: it walks over another tensor's memory in larger steps. "
+    "A message is one stretch of memory.",
+    "How the tensor that is sent was made, and whether it has to be a view.",
+)
+
+N09 = Mistake(
+    "N09",
+    "The stage ran before its input had arrived, so it computed with whatever the buffer held.",
+    "A receive that does not block returns at once, with a handle. The buffer may be read after the handle says so.",
+    "The order of three things: the receive begins, it is complete, the buffer is used.",
+)
+
+N11 = Mistake(
+    "N11",
+    "The message has the size of a parameter's gradient, not of an activation's.",
+    "The rank before needs the gradient of what it sent: its output, which is this stage's input. "
+    "Gradients of parameters stay where the parameters are.",
+    "The tensor in your backward send. Which tensor did the other rank send you, and what is known about it now?",
+)
+
+N12 = Mistake(
+    "N12",
+    "On every rank but the last the gradients are those of the sum of the stage's outputs: "
+    "as if each output mattered as much as any other.",
+    "The chain rule multiplies by the gradient that comes from the next stage. "
+    "A backward that is started without it takes ones instead, and what was received has no effect.",
+    "The line that starts the backward on a rank in the middle. Where does the received gradient enter it?",
+)
+
+N13 = Mistake(
+    "N13",
+    "A stage in front was trained on a loss of its own, computed from its own output.",
+    "There is one loss, at the end of the model. The stages in front learn of it by the gradients that come back.",
+    "The condition under which your code computes the loss: for which ranks is it true?",
+)
+
+N14 = Mistake(
+    "N14",
+    "The gradients went all the way, but the parameters of a stage are what they were before the step.",
+    "Each rank holds its own stage and an optimizer for it. No rank can update the parameters of another.",
+    "Which ranks reach the line that takes the step, and whether they reach it after their backward.",
+)
+
+N16 = Mistake(
+    "N16",
+    "One message too many: it was sent, and nobody received it.",
+    "Each send needs its own receive. A blocking send then waits for ever; one that does not block leaves a message "
+    "that the next receive of this pair takes for its own.",
+    "Count, for each pair of neighbours, the sends of the one and the receives of the other during one pass.",
+)
+
+NO_GRAPH = Mistake(
+    "",
+    "The output that you return has no history, so no backward can start from it.",
+    "Autograd records what happens to a tensor while it computes. A detached copy, or a result computed while "
+    "recording was off, carries the numbers alone.",
+    "What happens to the output between the call of the stage and the end of your function. "
+    "What you send and what you keep need not be the same tensor.",
+)

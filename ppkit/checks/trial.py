@@ -1,0 +1,124 @@
+"""Runs a learner's function on real ranks, with an end in sight, and explains how it failed."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ppkit.checks.judge import Unfinished, Verdict, Wrong
+from ppkit.checks.messages import Expected, explain_deadlock, explain_signal, require_messages
+from ppkit.checks.mistakes import Mistake
+from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT
+from ppkit.checks.mistakes.naive import N02, N05, N06, N07, N08, N12
+from ppkit.emulate import Emulation
+from ppkit.errors import DeadlockError, LaunchError, RankError
+from ppkit.launch import launch
+from ppkit.timeline import Timeline
+
+__all__ = ["TIME_LIMIT", "Trial", "on_ranks"]
+
+V = TypeVar("V", bound=Verdict)
+TIME_LIMIT = 8.0  # seconds; a right answer takes 0.2, and a busy server is slower than that
+
+# What torch says -> the mistake behind it. The first that matches counts.
+_RAISED = (
+    (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02),
+    (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
+    (r"contiguous", N08),
+    (r"grad can be implicitly created only for scalar outputs", N12),
+    (r"(same|different) dtype|expected scalar type|but got (Float|Double)|same type", N07),
+    (r"shapes cannot be multiplied|[Mm]ismatch in shape|size mismatch|must match the size", N06),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run that came to its end.
+
+    Attributes:
+        results: what the driver returned on each rank.
+        timeline: what the ranks did.
+        output: what they printed.
+        where: on how many ranks it was, in words; begins a report's sentence.
+        expected: messages of a right answer.
+    """
+
+    results: tuple[Any, ...]
+    timeline: Timeline
+    output: tuple[str, ...]
+    where: str
+    expected: Expected
+
+    def wrong(self, fact: str, mistake: Mistake | None = None) -> Wrong:
+        """The verdict that `fact` makes the answer wrong."""
+        return self._with_run(Wrong(f"{self.where}: {fact}", mistake=mistake))
+
+    def unfinished(self, fact: str) -> Unfinished:
+        """The verdict that something is still missing."""
+        return self._with_run(Unfinished(f"{self.where}: {fact}"))
+
+    def require_messages(self) -> None:
+        """Refuse messages other than the expected ones; see `ppkit.checks.messages.require_messages`."""
+        try:
+            require_messages(self.timeline, self.expected, self.where)
+        except Wrong as verdict:
+            raise self._with_run(verdict) from None
+
+    def _with_run(self, verdict: V) -> V:
+        verdict.timeline, verdict.output = self.timeline, self.output
+        return verdict
+
+
+def on_ranks(
+    driver: Callable[..., Any],
+    *args: Any,
+    n_ranks: int,
+    where: str,
+    expected: Expected,
+    emulate: Emulation | None = None,
+) -> Trial:
+    """Call `driver(*args)`, which calls the learner's function, on ranks of its own.
+
+    Args:
+        driver: a function of an importable module, so that its frames are not taken for the learner's.
+        *args: travel to every rank.
+        n_ranks: how many.
+        where: the same in words, such as ``"2 ranks, 7 rows"``.
+        expected: messages of a right answer; a deadlock is explained by them.
+        emulate: durations of an emulated device.
+
+    Raises:
+        Unfinished: the function still raises NotImplementedError.
+        Wrong: a rank raised, exited, crashed, waited for ever or took too long.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a word on stderr would cost the points of a graded cell
+            run = launch(
+                driver, *args, n_ranks=n_ranks, device="cpu", timeout=TIME_LIMIT, threads=1, emulate=emulate, show=False
+            )
+    except LaunchError as error:
+        raise Wrong(error.message, mistake=CANNOT_TRAVEL) from None
+    except RankError as error:
+        raise _explain(error, expected, where) from None
+    return Trial(run.results, run.timeline, run.output, where, expected)
+
+
+def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
+    if error.original_type == "NotImplementedError":
+        return Unfinished()
+    if isinstance(error, DeadlockError):
+        return explain_deadlock(error, expected, where)
+    if error.kind == "signal":
+        return explain_signal(error, expected, where)
+    message = error.message.split("\n\nAfterwards")[0]
+    fact, mistake = f"{where}: {message}", EXIT
+    if error.kind == "timeout":
+        fact = f"{where}: it had not come to its end after {TIME_LIMIT:g} s, and was ended."
+        mistake = ENDLESS
+    elif error.kind == "exception":
+        mistake = next((m for pattern, m in _RAISED if re.search(pattern, message)), EXCEPTION)
+    return Wrong(fact, mistake=mistake, timeline=error.timeline, output=error.output)

@@ -1,0 +1,130 @@
+"""What a learner sees: `make lab`, a lesson run from top to bottom in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+LESSONS = ["01_naive_model_parallelism"]
+SECONDS = 240  # for a lesson on a busy machine; a quiet one takes a tenth
+# The background services of Chromium would look for the network, which a test has no business with.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def lab(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab started by `make lab` on a copy of the course."""
+    if shutil.which("make") is None or not (project_root / ".venv").exists():
+        pytest.skip("needs make and the .venv that it keeps")
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "course" / "notebooks").mkdir(parents=True)
+    for lesson in (project_root / "notebooks").glob("*.ipynb"):
+        (folder / "course" / "notebooks" / lesson.name).write_text(_without_outputs(lesson))
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    # Draw all cells, not only those in sight, so that all of them can be looked at.
+    (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--ServerApp.port={port}",
+        "--ServerApp.token=test",
+        f"--ServerApp.root_dir={folder / 'course'}",
+        f"--LabApp.user_settings_dir={folder / 'settings'}",
+        f"--LabApp.workspaces_dir={folder / 'workspaces'}",
+        "--expose-app-in-browser",
+    ]
+    log = (folder / "log").open("w")
+    server = subprocess.Popen(
+        ["make", "lab", f"LAB_ARGS={' '.join(options)}"],
+        cwd=project_root,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api/status?token=test", server, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def _without_outputs(notebook: Path) -> str:
+    """A notebook as new: what a browser then shows, this run has made."""
+    document = json.loads(notebook.read_text())
+    for cell in document["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return json.dumps(document)
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    pytest.fail(f"make lab did not serve:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_runs_from_top_to_bottom(
+    name: str, lab: str, browser: Any, project_root: Path, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token=test")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.evaluate("window.jupyterapp.restored")
+    page.wait_for_timeout(3000)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(
+        """() => {
+            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
+            return prompts.length > 0 && prompts.every(p => /\\[\\d+\\]/.test(p));
+        }""",
+        timeout=SECONDS * 1000,
+    )
+    page.wait_for_timeout(2000)
+    page.screenshot(path=str(tmp_path / f"{name}.png"))
+    cells = page.evaluate("window.jupyterapp.shell.currentWidget.content.model.toJSON()")["cells"]
+    figures = 0
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
+        assert bool(errors) == ("raises-exception" in cell["metadata"].get("tags", [])), (cell["id"], errors)
+        assert not [output for output in cell["outputs"] if output.get("name") == "stderr"], cell["outputs"]
+        figures += sum("application/vnd.plotly.v1+json" in output.get("data", {}) for output in cell["outputs"])
+    assert figures > 0
+    assert page.locator(".jp-OutputArea-output.js-plotly-plot:has(.bars path)").count() == figures
+    page.close()
