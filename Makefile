@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 NBVAL := $(PYTEST) -p no:cacheprovider --nbval-current-env --nbval-cell-timeout=120
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check unit lessons labs notebooks build bench clean
+.PHONY: help lab test check lint fast unit lessons labs notebooks build bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,15 +41,20 @@ $(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
 lab: $(VENV)/.lab-installed  ## install once, and open the course in JupyterLab
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/$(or $(firstword $(LESSONS)),README.md) $(LAB_ARGS)
 
-test: check unit lessons labs  ## install once, and run every check: lint, types, tests, all notebooks
+test: lint unit lessons labs  ## install once, and run everything: lint, types, tests, all notebooks
 
-check: $(VENV)/.test-installed  ## lint, format and types
+check: lint fast  ## lint, types and the tests that start no ranks: before each commit
+
+lint: $(VENV)/.test-installed  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Tests and stored outputs must not depend on a live display, nor on a terminal.
-unit lessons labs notebooks: export PPKIT_LIVE := 0
+fast unit lessons labs notebooks: export PPKIT_LIVE := 0
+
+fast: $(VENV)/.test-installed  ## the tests that start neither ranks nor browsers
+	$(PYTEST) tests -m "not ranks and not slow and not browser" $(PYTEST_ARGS)
 
 unit: $(VENV)/.test-installed  ## the tests of the library
 	$(PYTEST) tests $(PYTEST_ARGS)

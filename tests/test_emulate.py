@@ -13,6 +13,8 @@ from ppkit.emulate import Emulation, Link
 from ppkit.errors import LaunchError
 from ppkit.launch import launch
 
+pytestmark = pytest.mark.ranks
+
 SLACK = 0.05  # seconds; a shared machine may be late, but never early
 
 

@@ -21,6 +21,8 @@ from ppkit.errors import DeadlockError, LaunchError, RankError
 from ppkit.launch import devices, launch
 from ppkit.launch.devices import place
 
+pytestmark = pytest.mark.ranks
+
 FACTOR = 3
 
 

@@ -9,6 +9,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from ppkit.errors import LaunchError, RankError
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:

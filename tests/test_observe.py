@@ -14,6 +14,8 @@ from torch import nn
 from ppkit.launch import launch
 from ppkit.timeline import Event, Timeline
 
+pytestmark = pytest.mark.ranks
+
 BATCH = 4
 WIDTH = 8
 BYTES = BATCH * WIDTH * 4

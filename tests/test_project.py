@@ -172,3 +172,12 @@ def test_no_tracked_file_holds(what: str, pattern: str) -> None:
         if name != this_file and (match := re.search(pattern, text))
     ]
     assert found == [], f"holds {what}"
+
+
+def test_the_readmes_picture_is_what_its_code_draws(project_root: Path) -> None:
+    from ppkit import Costs, one_f_one_b, simulate
+
+    drawn = simulate(one_f_one_b(4, 8), Costs(forward=0.02, backward=0.04, latency=0.002)).to_svg()
+    readme = (project_root / "README.md").read_text(encoding="utf-8")
+    assert "simulate(one_f_one_b(4, 8), Costs(forward=0.02, backward=0.04, latency=0.002))" in readme
+    assert (project_root / "docs" / "gantt.svg").read_text(encoding="utf-8").strip() == drawn.strip()
