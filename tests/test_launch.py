@@ -165,6 +165,26 @@ def test_launches_from_two_threads_take_turns() -> None:
     assert results == {0: (0, 0), 1: (1, 1)}
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_ranks_listen_on_loopback_alone() -> None:
+    def listening() -> list[str]:
+        """Addresses that this process listens on: /proc/net/tcp has them in hexadecimal, least byte first."""
+        dist.barrier()
+        inodes = {os.path.realpath(f"/proc/self/fd/{fd}").rsplit("/", 1)[-1] for fd in os.listdir("/proc/self/fd")}
+        found = []
+        for table in ("tcp", "tcp6"):
+            for line in Path("/proc/self/net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                    found.append(fields[1].split(":")[0])
+        dist.barrier()
+        return found
+
+    addresses = launch(listening, n_ranks=2).results[0]
+    assert addresses
+    assert set(addresses) == {"0100007F"}
+
+
 # What is printed
 
 

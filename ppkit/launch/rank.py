@@ -52,6 +52,7 @@ _PRELOAD = (
 )
 _PRELOAD_WHERE_THERE = ("torch.profiler._cupti_monitor",)  # not every release of torch has it
 RANK_MARK = "PPKIT_RANK"  # in the environment of every rank
+_LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by the name that each system gives it
 _FOREVER = timedelta(days=7)  # gloo's own limit never ends a run; the watcher does, with a reason
 
 
@@ -183,7 +184,9 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
         leave_alone(_observation.undo)
     fn, args = pickle.loads((run_dir / "call").read_bytes())
     store = c10d.FileStore(str(run_dir / "store"), plan.n_ranks)
-    dist.init_process_group(plan.backend, store=store, rank=rank, world_size=plan.n_ranks, timeout=_FOREVER)
+    # CPU tensors go over gloo on GPUs too, so that the same function runs on both.
+    backend = "cpu:gloo,cuda:nccl" if plan.backend == "nccl" else plan.backend
+    dist.init_process_group(backend, store=store, rank=rank, world_size=plan.n_ranks, timeout=_FOREVER)
     result = fn(*args)
     return result if plan.returns else None
 
@@ -197,6 +200,8 @@ def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": plan.n_ranks,
         RANK_MARK: rank,
     }
+    if sys.platform in _LOOPBACK:  # nothing listens where other machines, or their users, could reach it
+        variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _LOOPBACK[sys.platform])
     if not plan.devices:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # so that `torch.cuda.is_available()` says what the run uses
     return {name: str(value) for name, value in variables.items()}
