@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ppkit.checks.judge import Unfinished, Verdict, Wrong
@@ -104,7 +104,7 @@ def on_ranks(
         raise Wrong(error.message, mistake=CANNOT_TRAVEL) from None
     except RankError as error:
         raise _explain(error, expected, where) from None
-    return Trial(run.results, run.timeline, run.output, where, expected)
+    return Trial(run.results, replace(run.timeline, name=where), run.output, where, expected)
 
 
 def _explain(error: RankError, expected: Expected, where: str) -> Verdict:

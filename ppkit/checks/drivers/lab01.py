@@ -109,7 +109,7 @@ def number(value: Any) -> float | str | None:
     if value is None:
         return None
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         return shown(value)
 

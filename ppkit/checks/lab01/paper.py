@@ -31,7 +31,7 @@ def check_schedule(schedule: Any) -> Passed:
         raise Unfinished()
     rows = schedule.actions if isinstance(schedule, Schedule) else schedule
     if isinstance(rows, (list, tuple)):
-        blank = [rank for rank, row in enumerate(rows) if is_blank(row) or not len(row) or Ellipsis in row]
+        blank = [rank for rank, row in enumerate(rows) if is_blank(row) or row in ([], [...], [None], "")]
         if blank:
             raise Unfinished(f"No actions yet for rank {', '.join(map(str, blank))}.")
     try:

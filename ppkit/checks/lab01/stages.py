@@ -11,7 +11,7 @@ from ppkit.checks.drivers import lab01 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import backward_messages, forward_messages
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import WRONG_VALUES
+from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.naive import N01, N02, N07, N09, N12, NO_GRAPH
 from ppkit.checks.oracle import Batch, build_stages, run
 from ppkit.checks.trial import Trial, on_ranks
@@ -73,9 +73,9 @@ def _settings() -> Iterator[tuple[Sequence[torch.nn.Sequential], Batch, str]]:
 def _judge_returned(trial: Trial) -> None:
     for rank, seen in enumerate(trial.results):
         if "output" not in seen:
-            text = f"rank {rank}: your function returned {seen['returned'] or 'None'}"
-            task = "it must return two tensors, the stage's input and its output"
-            raise trial.wrong(f"{text}; {task}.") if seen["returned"] else trial.unfinished(f"{text}; {task}.")
+            returned = f"rank {rank}: your function returned {seen['returned'] or 'None'}"
+            text = f"{returned}; it must return two tensors, the stage's input and its output."
+            raise trial.wrong(text, RETURNED) if seen["returned"] else trial.unfinished(text)
 
 
 def _why_wrong(trial: Trial, rank: int, output: torch.Tensor) -> Mistake:

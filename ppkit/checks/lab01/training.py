@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ppkit.builders import naive
 from ppkit.checks.drivers import lab01 as ranks
 from ppkit.checks.judge import Passed, Verdict, graded, require_function
 from ppkit.checks.messages import Expected, backward_messages, forward_messages
-from ppkit.checks.mistakes.general import WRONG_VALUES
+from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G22
 from ppkit.checks.mistakes.naive import N12, N13, N14
 from ppkit.checks.oracle import Batch, Training, build_stages, run, train
@@ -21,7 +22,6 @@ from ppkit.checks.values import all_equal, first_difference
 from ppkit.data import batches, digits
 from ppkit.emulate import Emulation, Link
 from ppkit.simulate import Costs, simulate
-from ppkit.timeline import Timeline
 
 __all__ = ["check_first_rank_step", "check_train_step", "show_losses", "show_step"]
 
@@ -53,8 +53,8 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
 
 
 def show_losses(first_rank_step: Function) -> None:
-    """Print the losses of some steps on two ranks, with the learner's on rank 0, beside those of one process."""
-    stages, data = _digits(2, n_steps=6, n_images=300)
+    """Print the losses of steps on one batch on two ranks, the learner's on rank 0, beside those of one process."""
+    stages, data = build_stages((*DIGIT_WIDTHS[:2], 10)), [digits(dtype=torch.float64, n_images=100)] * 8
     alone = train(stages, data).losses
     try:
         on_two = _train_trial(ranks.first_rank, first_rank_step, stages, data).results[1]["losses"]
@@ -88,9 +88,9 @@ def check_train_step(train_step: Any) -> Passed:
     )
 
 
-def _digits(n_ranks: int, n_steps: int, n_images: int = N_DIGITS) -> tuple[Sequence[torch.nn.Sequential], list[Batch]]:
+def _digits(n_ranks: int, n_steps: int) -> tuple[Sequence[torch.nn.Sequential], list[Batch]]:
     stages = build_stages((*DIGIT_WIDTHS[:n_ranks], 10))
-    data = list(batches(*digits(dtype=torch.float64, n_images=n_images), BATCH_SIZE))
+    data = list(batches(*digits(dtype=torch.float64, n_images=N_DIGITS), BATCH_SIZE))
     return stages, data[:n_steps]
 
 
@@ -120,7 +120,9 @@ def _recognise(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[B
         (N13, train(stages, data[:1], "N13").weights[0], "it learned from a loss of its own"),
     )
     got = [seen["weights"][0] for seen in trial.results]
-    if all(all_equal(own, before) for own, before in zip(got, initial, strict=True)) and not trial.timeline.bytes_sent:
+    if all(all_equal(own, before) for own, before in zip(got, initial, strict=True)) and not any(
+        trial.timeline.bytes_sent
+    ):
         raise trial.unfinished("no parameter has changed, and nothing was sent.")
     for rank in reversed(range(len(stages))):
         for mistake, weights, text in suspects:
@@ -147,7 +149,7 @@ def _judge_loss(trial: Trial, step: int, right: Training) -> None:
     if loss is None:
         raise trial.unfinished(f"the last rank, {last}, returned None; it must return the loss.")
     if isinstance(loss, str):
-        raise trial.wrong(f"the last rank, {last}, returned {loss}; it must return the loss.", WRONG_VALUES)
+        raise trial.wrong(f"the last rank, {last}, returned {loss}; it must return the loss.", RETURNED)
     if not math.isclose(loss, wanted, rel_tol=1e-6):
         raise trial.wrong(
             f"in step {step} the last rank, {last}, returned a loss of {loss:.6g} instead of {wanted:.6g}.",
@@ -161,7 +163,7 @@ def show_step(train_step: Function) -> None:
 
     stages, data = _digits(3, 1)
     costs = Costs(forward=0.020, backward=0.040, latency=0.002)
-    emulation = Emulation(forward=0.020, backward=0.040, optimizer=0.0, link=Link(latency=0.002))
+    emulation = Emulation(forward=0.020, backward=0.040, link=Link(latency=0.002))
     try:
         require_function(train_step, "train_step", TRAIN_PARAMETERS)
         trial = on_ranks(
@@ -174,5 +176,4 @@ def show_step(train_step: Function) -> None:
     except Verdict as verdict:
         print(verdict.report("Your step", 0))
         return
-    drawn: tuple[Timeline, ...] = (trial.timeline, simulate(naive(3), costs))
-    display(*drawn)  # type: ignore[no-untyped-call]  # IPython's display has no types
+    display(replace(trial.timeline, name="your step"), simulate(naive(3), costs))  # type: ignore[no-untyped-call]  # IPython's display has no types

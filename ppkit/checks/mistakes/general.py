@@ -8,7 +8,7 @@ NOT_A_FUNCTION = Mistake(
     "",
     "The check was given a value, not a function.",
     "The check itself calls your function, on several ranks, so it needs the function and not its result.",
-    "The check's cell: a function's name without parentheses is the function.",
+    "The check's cell: a function's name without parentheses is the function itself.",
 )
 
 SIGNATURE = Mistake(
@@ -16,6 +16,13 @@ SIGNATURE = Mistake(
     "Your function cannot be called with the arguments that the task lists.",
     "The check calls it with the task's arguments, in their order. Names are yours to choose, the number is not.",
     "The line that begins with `def`, beside the signature in the task's text.",
+)
+
+RETURNED = Mistake(
+    "",
+    "Your function ran on every rank, but what it returned is not what the task asks for.",
+    "The check, as any caller would, goes on with what your function returns: their number and order matter.",
+    "The `return` of your function, beside the line of the task's text that begins with *Returns*.",
 )
 
 CANNOT_TRAVEL = Mistake(

@@ -1,0 +1,96 @@
+"""A rank's voice: its result, its error, and what it is doing, on the control channel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import time
+import traceback
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Reporter:
+    """A rank's voice on the control channel; answers the notebook while the learner's code runs.
+
+    Args:
+        rank: this rank.
+        control: the channel; end-of-file on it means that the notebook is gone.
+    """
+
+    def __init__(self, rank: int, control: Connection) -> None:
+        self._rank = rank
+        self._control = control
+        self._lock = threading.Lock()
+        self.recorder: Any = None
+        self.finished = threading.Event()
+
+    def answer(self) -> None:
+        """Answer until told to finish; end the process at once when nobody is left to answer."""
+        while True:
+            try:
+                message = self._control.recv()
+            except (EOFError, OSError):
+                os._exit(1)
+            if message == ("finish",):
+                self.finished.set()
+                return
+            self._send(("report", self._pending(), self._events()))
+
+    def succeed(self, data: bytes) -> None:
+        """Send the packed result and the events."""
+        self._send(("result", data, self._events()))
+
+    def fail(self, error: BaseException) -> None:
+        """Send what the learner needs to know of an exception."""
+        self._send(("error", describe_error(error), self._events()))
+
+    def _send(self, message: object) -> None:
+        with self._lock, suppress(BrokenPipeError, ConnectionResetError):
+            self._control.send(message)
+
+    def _pending(self) -> dict[str, Any] | None:
+        return None if self.recorder is None else self.recorder.pending()
+
+    def _events(self) -> list[Any]:
+        return [] if self.recorder is None else self.recorder.rows()
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """Return an exception's type, message, frames outside of ppkit and torch, and full traceback, all as text."""
+    frames = [
+        (frame.filename, frame.lineno, frame.name)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _is_internal(frame.filename)
+    ]
+    return {
+        "time": time.perf_counter(),
+        "type": type(error).__name__,
+        "exit": isinstance(error, SystemExit),
+        "message": str(error),
+        "frames": frames,
+        "traceback": "".join(traceback.format_exception(type(error), error, _below_ppkit(error.__traceback__))),
+    }
+
+
+def _below_ppkit(frames: TracebackType | None) -> TracebackType | None:
+    """Skip the frames by which ppkit called the learner's function."""
+    own = str(Path(__file__).with_name("rank.py"))
+    while frames is not None and frames.tb_frame.f_code.co_filename == own:
+        frames = frames.tb_next
+    return frames
+
+
+def _is_internal(filename: str) -> bool:
+    return filename.startswith(_internal_folders()) or filename.startswith("<frozen")
+
+
+@lru_cache(maxsize=1)
+def _internal_folders() -> tuple[str, ...]:
+    specs = [importlib.util.find_spec(name) for name in ("ppkit", "torch")]
+    return tuple(str(folder) + os.sep for spec in specs if spec for folder in spec.submodule_search_locations or ())

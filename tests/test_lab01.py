@@ -1,0 +1,230 @@
+"""Lab 01: right answers earn every point, each wrong one its own hint, and no answer stops the session."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ppkit.builders import naive
+from ppkit.checks import lab01, trial
+from ppkit.checks.reference import naive as reference
+from ppkit.checks.report import Report
+
+BANK = Path(__file__).parent / "submissions" / "lab01"
+SECONDS = 5.0  # what a right answer may take, and the deadlock of a wrong one
+
+
+class Submission(NamedTuple):
+    check: str
+    function: Any
+    code: str | None = None
+    words: tuple[str, ...] = ()
+
+
+def bank(file: str, decorator: str) -> dict[str, Submission]:
+    """Run a file of submissions as a notebook runs its cells: its functions belong to `__main__`."""
+    found: dict[str, Submission] = {}
+
+    def mark(check: str, code: str | None = None, *words: str, name: str = "") -> Callable[[Any], Any]:
+        def keep(function: Any) -> Any:
+            found[name or function.__name__] = Submission(check, function, code, words)
+            return function
+
+        return keep
+
+    path = str(BANK / file)
+    source = "".join(linecache.getlines(path))
+    exec(compile(source, path, "exec"), {"__name__": "__main__", decorator: mark})
+    return found
+
+
+RIGHT, WRONG = bank("right.py", "answers"), bank("wrong.py", "fails")
+
+
+def graded(submission: Submission) -> tuple[Report, float]:
+    began = time.perf_counter()
+    report = getattr(lab01, submission.check)(submission.function)
+    return report, time.perf_counter() - began
+
+
+# --- what is right ---
+
+
+@pytest.mark.parametrize(
+    ("check", "points"),
+    [("forward_stage", 20), ("backward_stage", 20), ("train_step", 25)],
+    ids=lambda value: str(value),
+)
+def test_reference_earns_every_point(check: str, points: int) -> None:
+    report, seconds = graded(Submission(f"check_{check}", getattr(reference, check)))
+    assert report == points, str(report)
+    assert report.passed
+    assert report.timeline is not None
+    assert report.timeline.n_ranks == 4
+    assert seconds < SECONDS
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_unusual_answer_earns_every_point(name: str) -> None:
+    report, seconds = graded(RIGHT[name])
+    assert report.passed, str(report)
+    assert report == report.out_of
+    assert (report.hints, report.mistake) == ((), None)
+    assert seconds < SECONDS
+
+
+def test_partial_of_the_learners_function_is_a_function() -> None:
+    step = functools.partial(RIGHT["clears_at_the_end_and_tells_everybody_the_loss"].function)
+    assert lab01.check_train_step(step).passed
+
+
+# --- what is wrong ---
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_answer_gets_its_own_hint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TIME_LIMIT", 3.0)
+    submission = WRONG[name]
+    report, seconds = graded(submission)
+    text = str(report)
+    assert report == 0.0, text
+    assert report.done, text
+    assert report.mistake == submission.code, text
+    assert [word for word in submission.words if word not in text] == [], text
+    assert len(report.hints) == 3, text
+    assert seconds < SECONDS
+    assert "Traceback" not in text
+    assert "ppkit/checks" not in text
+
+
+def test_every_mistake_that_the_lab_promises_is_in_the_bank() -> None:
+    recognised = {submission.code for submission in WRONG.values()}
+    assert recognised >= {f"N{number:02}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 16)} | {"G22"}
+
+
+def test_session_goes_on_after_every_kind_of_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TIME_LIMIT", 1.0)
+    for name in ("never_ends", "leaves_at_once", "divides_by_its_rank"):
+        graded(WRONG[name])
+        assert lab01.check_backward_stage(reference.backward_stage).passed
+
+
+def test_time_limit_is_seconds() -> None:
+    assert trial.TIME_LIMIT <= 10
+
+
+def test_error_names_rank_and_line_and_shows_what_was_printed() -> None:
+    report, _ = graded(WRONG["divides_by_its_rank"])
+    assert "rank 0 raised ZeroDivisionError: division by zero" in str(report)
+    assert "return 1 / rank" in str(report)
+    assert "rank 0 | my rank is 0" in str(report)
+    assert "my rank is 1" in report._repr_html_()
+
+
+# --- what is not done yet ---
+
+
+def blank(*_: Any) -> None:
+    raise NotImplementedError("your code here")
+
+
+def nothing(*_: Any) -> None:
+    return None
+
+
+@pytest.mark.parametrize("answer", [None, ..., blank, nothing], ids=["None", "ellipsis", "stub", "returns None"])
+@pytest.mark.parametrize("check", ["check_forward_stage", "check_backward_stage", "check_train_step"])
+def test_unfinished_work_is_not_done_yet(check: str, answer: Any) -> None:
+    report = getattr(lab01, check)(answer)
+    assert (float(report), report.done, report.passed, report.state) == (0.0, False, False, "not done yet")
+
+
+def test_planted_bug_is_not_done_yet_and_has_a_hint() -> None:
+    def planted(stage: Any, optimizer: Any, batch: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        optimizer.zero_grad()
+        output = stage(batch)
+        dist.send(output.detach(), dst=1)
+        dist.recv(torch.empty_like(output), src=1)
+        output.sum().backward()
+        optimizer.step()
+
+    report = lab01.check_first_rank_step(planted)
+    assert (float(report), report.done, report.mistake) == (0.0, False, "N12")
+
+
+# --- the tasks on paper ---
+
+SCHEDULE = [[str(action) for action in row] for row in naive(3).with_comms().actions]
+
+
+@pytest.mark.parametrize("answer", [SCHEDULE, [" ".join(row) for row in SCHEDULE], naive(3).with_comms()], ids=str)
+def test_schedule_may_be_lists_texts_or_a_schedule(answer: Any) -> None:
+    assert lab01.check_schedule(answer) == 15
+
+
+@pytest.mark.parametrize("answer", [None, ..., [[...], [...], [...]], [[], [], []], [SCHEDULE[0], SCHEDULE[1], [...]]])
+def test_schedule_with_an_empty_row_is_not_done_yet(answer: Any) -> None:
+    report = lab01.check_schedule(answer)
+    assert (float(report), report.done) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ([SCHEDULE[0], SCHEDULE[1], SCHEDULE[2][::-1]], "2F0"),
+        ([["0F0", "0RECV_B0", "0SEND_F0", "0B0"], *SCHEDULE[1:]], "deadlock"),
+        ([["0F0", "0B0"], ["1F0", "1B0"], ["2F0", "2B0"]], "Rank 0 lacks 0RECV_B0, 0SEND_F0"),
+        (SCHEDULE[::-1], "misplaced"),
+        ([SCHEDULE[0], SCHEDULE[1]], "3 ranks"),
+        ([["0X0"], ["1F0"], ["2F0"]], "0X0"),
+        (7, "actions"),
+    ],
+)
+def test_wrong_schedule_is_shown_with_what_is_wrong(answer: Any, words: str) -> None:
+    report = lab01.check_schedule(answer)
+    assert (float(report), report.done) == (0.0, True)
+    assert words in str(report)
+    assert report.hints
+
+
+@pytest.mark.parametrize(
+    ("answer", "points", "done", "words"),
+    [
+        ((0.25, 49152), 10, True, "as the ranks do"),
+        ((..., ...), 0, False, "no number yet"),
+        ((0.25, ...), 5, False, "no number yet"),
+        ((0.75, 49152), 5, True, "3 times"),
+        ((25, 49152 / 2), 0, True, "0.5 times"),
+        (("a quarter", [1]), 0, True, "is no number"),
+    ],
+)
+def test_estimates_earn_five_points_each(answer: tuple[Any, Any], points: int, done: bool, words: str) -> None:
+    report = lab01.check_estimates(*answer)
+    assert (float(report), report.done) == (points, done)
+    assert words in str(report)
+
+
+# --- what is shown beside the checks ---
+
+
+def test_losses_stand_beside_those_of_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    lab01.show_losses(RIGHT["gradient_by_grad"].function)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9
+    assert all(line.endswith("0.0000") for line in lines[1:])
+    lab01.show_losses(blank)
+    assert "not done yet" in capsys.readouterr().out
+
+
+def test_picture_of_an_unfinished_step_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    lab01.show_step(blank)
+    assert capsys.readouterr().out.startswith("Your step: not done yet.")
