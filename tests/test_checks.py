@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -17,6 +18,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from nbgrader.utils import determine_grade, is_grade
 
+from ppkit.checks import oracle
 from ppkit.checks.judge import Passed, Unfinished, Wrong, graded, require_function
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.report import Report
@@ -153,11 +155,37 @@ X = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
         (X * 0, "is zero everywhere"),
         (X * 3, "is exactly 3 times what one process computes"),
         (-X / 4, "is exactly -0.25 times what one process computes"),
-        (X + torch.eye(2) * torch.tensor([0.1, 0.5]), "differs from what one process computes, most at [1, 1]: 4.5 instead of 4"),
+        (
+            X + torch.eye(2) * torch.tensor([0.1, 0.5]),
+            "differs from what one process computes, most at [1, 1]: 4.5 instead of 4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_differences_are_told_in_words(got: Any, words: str) -> None:
     assert difference(got, X) == words
+
+
+# --- what one process computes ---
+
+
+@pytest.mark.parametrize("n_stages", [1, 2, 4])
+def test_oracle_is_plain_training_of_the_whole_model(n_stages: int) -> None:
+    stages = oracle.build_stages((6, 5, 4, 5, 3)[-n_stages - 1 :])
+    data = [(torch.randn(n, stages[0][0].in_features, dtype=torch.float64), torch.arange(n) % 3) for n in (7, 7, 4)]
+    told = oracle.train(stages, data)
+    model = torch.nn.Sequential(*copy.deepcopy(stages))
+    optimizer = torch.optim.SGD(model.parameters(), oracle.LEARNING_RATE, oracle.MOMENTUM)
+    for step, (inputs, targets) in enumerate(data):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        assert told.losses[step] == pytest.approx(loss.item())
+        for stage, weights in zip(model, told.weights[step], strict=True):
+            assert {
+                name: difference(value, weights[name]) for name, value in stage.state_dict().items()
+            } == dict.fromkeys(weights, "")
+    assert all(parameter.grad is None for stage in stages for parameter in stage.parameters())
 
 
 # --- hints ---

@@ -199,7 +199,7 @@ def test_wrong_schedule_is_shown_with_what_is_wrong(answer: Any, words: str) -> 
 @pytest.mark.parametrize(
     ("answer", "points", "done", "words"),
     [
-        ((0.25, 49152), 10, True, "as the ranks do"),
+        ((0.25, 49152), 10, True, "is right"),
         ((..., ...), 0, False, "no number yet"),
         ((0.25, ...), 5, False, "no number yet"),
         ((0.75, 49152), 5, True, "3 times"),
@@ -227,4 +227,6 @@ def test_losses_stand_beside_those_of_one_process(capsys: pytest.CaptureFixture[
 
 def test_picture_of_an_unfinished_step_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     lab01.show_step(blank)
-    assert capsys.readouterr().out.startswith("Your step: not done yet.")
+    assert capsys.readouterr().out == "Your step: not done yet.\n"
+    lab01.show_step(lambda *_: 1 / 0)
+    assert capsys.readouterr().out.startswith("Your step: does not work yet.\n3 ranks: rank 0 raised ZeroDivisionError")

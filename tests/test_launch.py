@@ -460,6 +460,18 @@ def test_a_failed_run_keeps_its_timeline_and_shows_its_output(capsys: pytest.Cap
     assert capsys.readouterr().out == "rank 0 | before\n"
 
 
+def test_an_interrupt_ends_the_run_at_once_and_the_next_one_works() -> None:
+    launch(_rank)
+    for delay in (0.004, 0.02, 0.05, 0.5):  # while ranks are forked, joined, at work
+        timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
+        begun = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            launch(time.sleep, 60)
+        assert time.perf_counter() - begun < delay + 5
+        assert launch(_rank).results == (0, 1)
+
+
 # Deadlocks
 
 

@@ -60,6 +60,11 @@ class Verdict(Exception):
             timeline=self.timeline,
         )
 
+    def text(self, subject: str) -> str:
+        """What there is to say where no points are at stake, such as in place of a picture."""
+        state = "does not work yet" if self.done else "not done yet"
+        return "\n".join([f"{subject}: {state}.", *self.facts])
+
 
 class Wrong(Verdict):
     """The answer is wrong."""

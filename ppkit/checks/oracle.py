@@ -109,16 +109,24 @@ def train(stages: Sequence[nn.Module], batches: Sequence[Batch], mistake: str = 
         mistake: as of `run`, or "G22": gradients are never cleared.
     """
     stages = [copy.deepcopy(stage) for stage in stages]
-    parameters = [parameter for stage in stages for parameter in stage.parameters()]
-    optimizer = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM)
     losses, weights = [], []
+    velocities: dict[nn.Parameter, Tensor] = {}
     for batch in batches:
         loss, passes = run(stages, batch, mistake)
         for stage, part in zip(stages, passes, strict=True):
             for name, parameter in stage.named_parameters():
                 kept = parameter.grad if mistake == "G22" else None
                 parameter.grad = part.grads[name] if kept is None else kept + part.grads[name]
-        optimizer.step()
+                _update(parameter, velocities)
         losses.append(loss)
         weights.append(tuple({n: p.detach().clone() for n, p in stage.named_parameters()} for stage in stages))
     return Training(tuple(losses), tuple(weights))
+
+
+@torch.no_grad()
+def _update(parameter: nn.Parameter, velocities: dict[nn.Parameter, Tensor]) -> None:
+    """One step of SGD with momentum; `torch.optim` would import 800 modules into the notebook's process."""
+    assert parameter.grad is not None  # set by the caller
+    velocity = velocities.get(parameter, torch.zeros_like(parameter))
+    velocities[parameter] = MOMENTUM * velocity + parameter.grad
+    parameter.sub_(LEARNING_RATE * velocities[parameter])

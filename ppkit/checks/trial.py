@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -52,13 +54,16 @@ class Trial:
     where: str
     expected: Expected
 
-    def wrong(self, fact: str, mistake: Mistake | None = None) -> Wrong:
-        """The verdict that `fact` makes the answer wrong."""
-        return self._with_run(Wrong(f"{self.where}: {fact}", mistake=mistake))
+    def wrong(self, fact: str, mistake: Mistake | None = None, *, rank: int | None = None) -> Wrong:
+        """The verdict that `fact`, seen on `rank` or on all, makes the answer wrong."""
+        return self._with_run(Wrong(self._sentence(fact, rank), mistake=mistake))
 
-    def unfinished(self, fact: str) -> Unfinished:
+    def unfinished(self, fact: str, mistake: Mistake | None = None, *, rank: int | None = None) -> Unfinished:
         """The verdict that something is still missing."""
-        return self._with_run(Unfinished(f"{self.where}: {fact}"))
+        return self._with_run(Unfinished(self._sentence(fact, rank), mistake=mistake))
+
+    def _sentence(self, fact: str, rank: int | None) -> str:
+        return f"{self.where}{'' if rank is None else f', rank {rank}'}: {fact}"
 
     def require_messages(self) -> None:
         """Refuse messages other than the expected ones; see `ppkit.checks.messages.require_messages`."""
@@ -95,8 +100,9 @@ def on_ranks(
         Wrong: a rank raised, exited, crashed, waited for ever or took too long.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a word on stderr would cost the points of a graded cell
+        # A word on stderr would cost the points of a graded cell, and a line that tells the time its stable output.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             run = launch(
                 driver, *args, n_ranks=n_ranks, device="cpu", timeout=TIME_LIMIT, threads=1, emulate=emulate, show=False
             )

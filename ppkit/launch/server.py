@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # The whole exchange. Notebook -> server: ("fork", run_dir) with one descriptor a rank, or ("kill",).
-# Server -> notebook: ("forked", pids), ("exited", rank, status, when) and ("failed", traceback).
+# Server -> notebook: ("forked", run_dir), ("exited", run_dir, rank, status, when) and ("failed", traceback).
 HEADER = struct.Struct("<I")
 MAX_RANKS = 200  # Linux passes at most 253 descriptors in one message
 
@@ -59,7 +59,7 @@ class ForkServer:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._ranks: dict[int, int] = {}  # process id -> rank
+        self._ranks: dict[int, tuple[str, int]] = {}  # process id -> run and rank
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -84,18 +84,16 @@ class ForkServer:
             self._kill()  # the notebook has ended, however it ended
 
     def _fork(self, run_dir: Path, fds: list[int], run_rank: Callable[[int, Path, Connection], None]) -> None:
-        pids = []
         for rank, fd in enumerate(fds):
             pid = os.fork()
             if pid == 0:
                 self._become_rank(rank, fd, fds)
                 run_rank(rank, run_dir, Connection(fd))
                 os._exit(0)
-            self._ranks[pid] = rank
-            pids.append(pid)
+            self._ranks[pid] = (str(run_dir), rank)
         for fd in fds:
             os.close(fd)
-        self._tell(("forked", pids))
+        self._tell(("forked", str(run_dir)))
 
     def _become_rank(self, rank: int, own_fd: int, fds: list[int]) -> None:
         """Let go of all that belongs to the server; a descriptor kept here would hide another rank's end."""
@@ -114,9 +112,9 @@ class ForkServer:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            rank = self._ranks.pop(pid)
+            run_dir, rank = self._ranks.pop(pid)
             _kill_group(pid)  # what the rank started and left behind
-            self._tell(("exited", rank, os.waitstatus_to_exitcode(status), time.perf_counter()))
+            self._tell(("exited", run_dir, rank, os.waitstatus_to_exitcode(status), time.perf_counter()))
 
     def _kill(self) -> None:
         for pid in self._ranks:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -49,6 +52,22 @@ class Starter(Protocol):
         """End every rank, and all that it started, at once."""
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off an interrupt to the end of the block: half a message would garble all that follow it."""
+    if threading.current_thread() is not threading.main_thread():  # Python interrupts the main thread alone
+        yield
+        return
+    interrupts: list[object] = []
+    handler = signal.signal(signal.SIGINT, lambda *frame: interrupts.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
+
+
 class ForkStarter:
     """Asks this process's fork server, which it starts at the first use and keeps."""
 
@@ -68,6 +87,8 @@ class ForkStarter:
             )
         self._sock = ours
         self._owner = os.getpid()
+        self._inbox: deque[Any] = deque()  # received, and not lost to an interrupt
+        self._run = ""  # the one that is on; an interrupted start leaves messages of another behind
         atexit.register(self.close)
         # A process forked from this one must not hold the socket: the server ends when its last holder does.
         os.register_at_fork(after_in_child=ours.close)
@@ -79,10 +100,12 @@ class ForkStarter:
     def start(self, run_dir: Path, n_ranks: int) -> list[Connection]:
         """Start all ranks of a run; return the control channel of each."""
         pairs = [socket.socketpair() for _ in range(n_ranks)]
+        self._run = str(run_dir)
         try:
-            send_with_fds(self._sock, ("fork", str(run_dir)), [theirs.fileno() for _, theirs in pairs])
-            while self._receive()[0] != "forked":
-                pass  # ends of an earlier run's ranks
+            with _uninterrupted():
+                send_with_fds(self._sock, ("fork", self._run), [theirs.fileno() for _, theirs in pairs])
+            while self._receive()[:2] != ("forked", self._run):
+                pass  # what an earlier run has left
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
@@ -94,7 +117,11 @@ class ForkStarter:
 
     def _receive(self) -> Any:
         try:
-            message, _ = receive_with_fds(self._sock)
+            if not self._inbox:
+                select.select([self._sock], [], [])  # interruptible: preloading takes seconds
+                with _uninterrupted():
+                    self._inbox.append(receive_with_fds(self._sock)[0])
+            message = self._inbox.popleft()
         except (EOFError, ConnectionError):
             message = ("failed", self._read_log())
         if message[0] == "failed":
@@ -113,22 +140,15 @@ class ForkStarter:
     def exits(self) -> list[Exit]:
         """Return the ends of ranks since the last call."""
         found = []
-        self._sock.setblocking(False)
-        try:
-            while self._sock.recv(1, socket.MSG_PEEK):
-                self._sock.setblocking(True)
-                _, rank, code, when = self._receive()
-                found.append(Exit(rank, code, when))
-                self._sock.setblocking(False)
-        except BlockingIOError:
-            pass
-        finally:
-            self._sock.setblocking(True)
+        while self._inbox or select.select([self._sock], [], [], 0)[0]:
+            kind, run, *end = self._receive()
+            if (kind, run) == ("exited", self._run):
+                found.append(Exit(*end))
         return found
 
     def kill(self) -> None:
         """End every rank at once."""
-        with suppress(OSError):
+        with suppress(OSError), _uninterrupted():
             send_with_fds(self._sock, ("kill",), [])
 
     def close(self) -> None:

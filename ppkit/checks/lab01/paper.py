@@ -35,7 +35,7 @@ def check_schedule(schedule: Any) -> Passed:
         if blank:
             raise Unfinished(f"No actions yet for rank {', '.join(map(str, blank))}.")
     try:
-        yours = Schedule("yours", 3, 3, 1, rows).validate()
+        yours = Schedule("your schedule", 3, 3, 1, rows).validate()
     except ScheduleError as error:
         raise Wrong(error.message, mistake=SCHEDULE) from None
     right = naive(3).with_comms()
@@ -74,10 +74,10 @@ def _estimate(name: str, value: Any, right: float, unit: str) -> tuple[str, type
     except (TypeError, ValueError, RuntimeError):
         return f"`{name}` is no number: {value!r}.", Wrong
     if math.isclose(guess, right, rel_tol=1e-3):
-        return f"`{name}`: {guess:g}{unit}, as the ranks do.", Passed
+        return f"`{name}`: {guess:g}{unit} is right.", Passed
     ratio = guess / right
     times = f"{ratio:.4g} times" if 0.01 <= abs(ratio) <= 1000 else "far from"
-    return f"`{name}`: {guess:g}{unit} is {times} what the ranks do.", Wrong
+    return f"`{name}`: {guess:g}{unit} is {times} the right number.", Wrong
 
 
 @lru_cache(maxsize=1)

@@ -44,14 +44,14 @@ def check_forward_stage(forward_stage: Any) -> Passed:
         trial.require_messages()
         for rank, (seen, right) in enumerate(zip(trial.results, passes, strict=True)):
             if text := difference(seen["output"], right.output):
-                raise trial.wrong(f"rank {rank}: its output {text}.", _why_wrong(trial, rank, seen["output"]))
+                raise trial.wrong(f"its output {text}.", _why_wrong(trial, rank, seen["output"]), rank=rank)
         for rank, seen in enumerate(trial.results):
             _judge_graph(trial, rank, seen)
             right = passes[rank]
             if rank and (text := difference(seen["input_grad"], right.input_grad)):
-                raise trial.wrong(f"rank {rank}: after a backward, the gradient of its input {text}.", WRONG_VALUES)
+                raise trial.wrong(f"after a backward, the gradient of its input {text}.", WRONG_VALUES, rank=rank)
             if text := first_difference(seen["grads"], right.grads):
-                raise trial.wrong(f"rank {rank}: after a backward, the gradient of {text}.", WRONG_VALUES)
+                raise trial.wrong(f"after a backward, the gradient of {text}.", WRONG_VALUES, rank=rank)
     return Passed(
         "On 2, 3 and 4 ranks, with 7, 9 and 11 rows: every output is that of one process.",
         "Each rank but the last sent one message, to the next.",
@@ -73,9 +73,9 @@ def _settings() -> Iterator[tuple[Sequence[torch.nn.Sequential], Batch, str]]:
 def _judge_returned(trial: Trial) -> None:
     for rank, seen in enumerate(trial.results):
         if "output" not in seen:
-            returned = f"rank {rank}: your function returned {seen['returned'] or 'None'}"
-            text = f"{returned}; it must return two tensors, the stage's input and its output."
-            raise trial.wrong(text, RETURNED) if seen["returned"] else trial.unfinished(text)
+            returned = seen["returned"]
+            text = f"your function returned {returned}; it must return two tensors, the stage's input and its output."
+            raise trial.wrong(text, RETURNED, rank=rank) if returned else trial.unfinished(text, rank=rank)
 
 
 def _why_wrong(trial: Trial, rank: int, output: torch.Tensor) -> Mistake:
@@ -90,10 +90,10 @@ def _why_wrong(trial: Trial, rank: int, output: torch.Tensor) -> Mistake:
 
 def _judge_graph(trial: Trial, rank: int, seen: dict[str, Any]) -> None:
     if not seen["has_graph"]:
-        raise trial.wrong(f"rank {rank}: a backward cannot start from the output that you return.", NO_GRAPH)
+        raise trial.wrong("a backward cannot start from the output that you return.", NO_GRAPH, rank=rank)
     if rank and seen["input_grad"] is None:
         mistake = N01 if not seen["asks"] and not seen["leaves"] else N02
-        raise trial.wrong(f"rank {rank}: after a backward, the stage input that you return has no gradient.", mistake)
+        raise trial.wrong("after a backward, the stage input that you return has no gradient.", mistake, rank=rank)
 
 
 # Task 4: the backward
@@ -120,11 +120,11 @@ def check_backward_stage(backward_stage: Any) -> Passed:
         _, without_received = run(stages, batch, "N12")
         for rank in reversed(range(len(stages) - 1)):
             if all_equal(got[rank], without_received[rank].grads):
-                raise trial.wrong(f"rank {rank}: its gradients are those of the sum of its outputs.", N12)
+                raise trial.wrong("its gradients are those of the sum of its outputs.", N12, rank=rank)
         trial.require_messages()
         for rank in reversed(range(len(stages))):
             if text := first_difference(got[rank], passes[rank].grads):
-                raise trial.wrong(f"rank {rank}: the gradient of {text}.", WRONG_VALUES)
+                raise trial.wrong(f"the gradient of {text}.", WRONG_VALUES, rank=rank)
     return Passed(
         "On 2, 3 and 4 ranks, with 7, 9 and 11 rows: every parameter's gradient is that of one process.",
         "Each rank but the first sent one message, to the rank before: the gradient of its input.",

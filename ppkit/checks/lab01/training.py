@@ -41,9 +41,7 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
     trial = _train_trial(ranks.first_rank, first_rank_step, stages, data)
     weights = trial.results[0]["weights"]
     if all_equal(weights[0], train(stages, data[:1], "N12").weights[0][0]):
-        verdict = trial.unfinished("the bug is still in it: rank 0 learns something else than in one process.")
-        verdict.mistake = N12
-        raise verdict
+        raise trial.unfinished("the bug is still in it: rank 0 learns something else than in one process.", N12)
     _judge_training(trial, stages, data)
     return Passed(
         "On 2 ranks, in three steps, the last with a smaller batch: every weight is that of one process.",
@@ -59,7 +57,7 @@ def show_losses(first_rank_step: Function) -> None:
     try:
         on_two = _train_trial(ranks.first_rank, first_rank_step, stages, data).results[1]["losses"]
     except Verdict as verdict:
-        print(verdict.report("Two ranks", 0))
+        print(verdict.text("Your step on two ranks"))
         return
     print("step   one process   two ranks   difference")
     for step, (one, two) in enumerate(zip(alone, on_two, strict=True)):
@@ -127,7 +125,7 @@ def _recognise(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[B
     for rank in reversed(range(len(stages))):
         for mistake, weights, text in suspects:
             if not all_equal(got[rank], right[rank]) and all_equal(got[rank], weights[rank]):
-                raise trial.wrong(f"rank {rank}: {text}.", mistake)
+                raise trial.wrong(f"{text}.", mistake, rank=rank)
 
 
 def _judge_training(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[Batch]) -> None:
@@ -140,7 +138,7 @@ def _judge_training(trial: Trial, stages: Sequence[torch.nn.Sequential], data: l
             got = trial.results[rank]["weights"][step]
             if text := first_difference(got, right.weights[step][rank]):
                 mistake = G22 if step and all_equal(got, kept[step][rank]) else WRONG_VALUES
-                raise trial.wrong(f"rank {rank}: after step {step}, {text}.", mistake)
+                raise trial.wrong(f"after step {step}, {text}.", mistake, rank=rank)
 
 
 def _judge_loss(trial: Trial, step: int, right: Training) -> None:
@@ -174,6 +172,6 @@ def show_step(train_step: Function) -> None:
             emulate=emulation,
         )
     except Verdict as verdict:
-        print(verdict.report("Your step", 0))
+        print(verdict.text("Your step"))
         return
     display(replace(trial.timeline, name="your step"), simulate(naive(3), costs))  # type: ignore[no-untyped-call]  # IPython's display has no types

@@ -97,7 +97,7 @@ SCHEDULE = Mistake(
 
 ESTIMATE = Mistake(
     "",
-    "Your number is not what the ranks did. The report says how far it is off.",
+    "A number is not the one that comes out on real ranks. The report says by which factor.",
     "A factor of 2, of 4 or of the number of ranks mostly means that one direction, the size of a number, "
     "or one rank too many or too few was counted.",
     "Draw the ranks in a row. Write on each arrow between them what travels along it in one step, in each direction.",
