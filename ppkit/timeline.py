@@ -113,11 +113,17 @@ class Timeline:
         """How many optimizer steps it holds: those of the rank that took most; 0 where none is recorded."""
         return max(sum(event.kind == "OPTIM" for event in row) for row in self._by_rank)
 
-    def step(self, n: int) -> Timeline:
+    def step(self, n: int, *, clip: bool = False) -> Timeline:
         """The timeline of optimizer step ``n`` (from 0; negative from the last), moved to start at zero.
 
         A rank's step ``n`` is what starts after the end of its own ``OPTIM`` event ``n - 1``, up to the end of
-        its ``OPTIM`` event ``n``.
+        its ``OPTIM`` event ``n``. So a rank may wait in it already while others still end the step before.
+
+        Args:
+            n: the step.
+            clip: begin with the step's first computation instead: communication and waits that began before
+                are cut there, those that were over by then are left out. Makespan and bubble are then of this
+                step alone; without ``clip`` every event and byte of the step is kept.
 
         Raises:
             TimelineError: there is no such step.
@@ -133,7 +139,7 @@ class Timeline:
             # An OPTIM event belongs to the step that it ends, even if it took no time.
             own = {id(event): number for number, event in enumerate(optims)}
             kept += [e for e in row if own.get(id(e), bisect_right(ends, e.start)) == index]
-        return replace(self, events=tuple(kept)).shifted()
+        return replace(self, events=tuple(_clipped(kept) if clip else kept)).shifted()
 
     def shifted(self, start: float = 0.0) -> Timeline:
         """The same timeline with its first start moved to ``start`` seconds."""
@@ -206,6 +212,16 @@ class Timeline:
         """
         sends, receives = self._numbered("SEND"), self._numbered("RECV")
         return tuple((sends[number], receives[number]) for number in sorted(sends.keys() & receives.keys()))
+
+    def arrival(self, send: Event, receive: Event) -> float:
+        """Seconds: when a message of ``messages`` was there, where its line ends in a drawing.
+
+        A measured blocking ``send`` ends when the backend has taken the message over, on an emulated link before
+        the message arrives: it was there when the receiver had it. Any other ``SEND`` ends with the arrival.
+        """
+        if self.source in ("measured", "measured, emulated") and send.name == "send":
+            return receive.end
+        return min(send.end, receive.end)
 
     def _numbered(self, kind: str) -> dict[int, Event]:
         found: dict[int, Event] = {}
@@ -286,6 +302,12 @@ class Timeline:
         from ppkit.draw import mimebundle
 
         return mimebundle(self)
+
+
+def _clipped(events: list[Event]) -> list[Event]:
+    """The events from the start of the first computation on."""
+    begin = min(event.start for event in events if event.lane == "compute")
+    return [e._replace(start=max(e.start, begin)) for e in events if e.end > begin or e.start >= begin]
 
 
 def _moved(event: Event, by: float) -> Event:

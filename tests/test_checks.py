@@ -60,7 +60,7 @@ def test_card_says_its_state_in_words_and_escapes_what_it_quotes() -> None:
     card = wrong(mistake=MISTAKE, output=("hello\n<b>",))._repr_html_()
     assert "Task 9, f: not right yet. 2.5 of 10 points." in card
     assert "<code>f</code> &amp; &lt;g&gt;" in card
-    assert "<pre>0F0 .\n.   1F0</pre>" in card
+    assert ">0F0 .\n.   1F0</pre>" in card
     assert "rank 0 | hello\nrank 0 | &lt;b&gt;" in card
     assert re.findall(r"Hint \d of 3: [a-z ]+", card) == [
         "Hint 1 of 3: what you see",

@@ -10,7 +10,6 @@ import pytest
 import ppkit
 
 HEAVY = ("torch", "numpy", "plotly", "IPython", "cloudpickle")
-BUDGET = 0.15  # seconds
 # What describes, simulates and draws stands above the line under which torch is loaded.
 WITHOUT_TORCH = [name for name in ppkit.__all__ if name not in ("launch", "Run", "Emulation", "Link")]
 
@@ -25,11 +24,6 @@ def python(code: str) -> str:
 def test_import_loads_nothing_heavy() -> None:
     loaded = python(f"import sys, ppkit; print(*sorted(set({HEAVY}) & set(sys.modules)))")
     assert loaded == ""
-
-
-def test_import_is_fast() -> None:
-    code = "import time; t = time.perf_counter(); import ppkit; print(time.perf_counter() - t)"
-    assert min(float(python(code)) for _ in range(5)) < BUDGET
 
 
 def test_listing_the_names_loads_nothing_heavy() -> None:

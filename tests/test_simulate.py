@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import random
-import time
 from fractions import Fraction
 from typing import Any
 
@@ -387,28 +386,3 @@ def test_numbers_of_other_libraries() -> None:
     assert costs == Costs(1.5, (1.0, 2.0), latency=0.5)
     assert type(simulate(gpipe(2, 2), costs).makespan) is float
     assert Costs(activation_bytes=1e6).nbytes(2) == (1000000, 1000000)  # type: ignore[arg-type]
-
-
-# Speed
-
-
-def test_costs_little_more_than_its_events() -> None:
-    schedule, events = one_f_one_b(32, 256), []
-
-    def seconds(run: Any) -> float:
-        best = math.inf
-        for _ in range(5):
-            start = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    def only_events() -> None:
-        events[:] = [
-            Event(e.rank, e.kind, e.start, e.end, e.stage, e.microbatch, e.name, e.peer, None, 0, e.message, None)
-            for e in timeline.events
-        ]
-
-    timeline = simulate(schedule)
-    assert len(timeline) == 2 * 32 * 256 + 2 * 2 * 31 * 256
-    assert seconds(lambda: simulate(schedule)) < 6 * seconds(only_events)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -504,17 +503,3 @@ def test_a_big_grid_is_cut_around_its_mark() -> None:
 def test_a_giant_count_is_a_missing_action_at_once() -> None:
     error = refused(Schedule("mine", 1, 1, 10**15, ("0F0 0B0",)))  # type: ignore[arg-type]
     assert "0F1 is missing" in str(error)
-
-
-def test_time_grows_with_the_number_of_actions_only() -> None:
-    def seconds(schedule: Schedule) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            schedule.validate()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    small, big = one_f_one_b(16, 128), one_f_one_b(64, 512)  # sixteen times as many
-    assert seconds(big) < 16 * 4 * seconds(small)
-    assert seconds(gpipe(64, 512)) < 16 * 4 * seconds(small)

@@ -121,7 +121,7 @@ class Report(float):
                 f"<div><b>{escape(self._headline())}</b></div>",
                 "<ul>" + "".join(f"<li>{_html(fact)}</li>" for fact in self.facts) + "</ul>" if self.facts else "",
                 _folded(self.hints, 0),
-                _details("What your ranks printed", f"<pre>{escape(prints)}</pre>") if prints else "",
+                _details("What your ranks printed", _verbatim(prints)) if prints else "",
                 "</div>",
             ]
         )
@@ -151,4 +151,9 @@ def _html(text: str) -> str:
     """Text with `code` in it; all but the first line keep their spaces."""
     first, _, rest = text.partition("\n")
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(first))
-    return marked + (f"<pre>{escape(rest)}</pre>" if rest else "")
+    return marked + (_verbatim(rest) if rest else "")
+
+
+def _verbatim(text: str) -> str:
+    """Text whose columns stay below each other, however narrow the page is."""
+    return f'<pre style="white-space: pre; overflow-x: auto">{escape(text)}</pre>'

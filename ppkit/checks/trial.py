@@ -115,7 +115,7 @@ def on_ranks(
 
 def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
     if error.original_type == "NotImplementedError":
-        return Unfinished()
+        return Unfinished(f"{where}: {error.message.splitlines()[0]}.")
     if isinstance(error, DeadlockError):
         return explain_deadlock(error, expected, where)
     if error.kind == "signal":

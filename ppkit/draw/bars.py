@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ppkit.draw import style
-from ppkit.draw.geometry import Axis, Band
+from ppkit.draw.geometry import MOST_MESSAGES, Axis, Band, drawn_at_once, message_lines
 from ppkit.draw.labels import Labels, labelled
 from ppkit.draw.style import Mark
 from ppkit.units import number
@@ -20,7 +20,6 @@ Spec: TypeAlias = "dict[str, Any]"
 Groups: TypeAlias = "Mapping[tuple[str, int], list[Mark]]"
 
 MOST_HOVER_TEXTS = 1500  # with more marks, the text is put together in the browser
-MOST_MESSAGES, MOST_MESSAGES_AT_ONCE = 3000, 150
 
 
 def idle_trace(bands: Sequence[Band], axis: Axis) -> Spec:
@@ -45,20 +44,19 @@ def is_dense(groups: Sequence[Groups]) -> bool:
 
 def bar_traces(bands: Sequence[Band], groups: Sequence[Groups], axis: Axis, labels: Labels) -> list[Spec]:
     """One trace per kind (and per chunk, where ranks hold several stages), over all bands."""
-    keys = sorted({key for found in groups for key in found}, key=lambda key: (style.ORDER.index(key[0]), key[1]))
+    keys = style.legend_keys(groups)
     dense = is_dense(groups)
     traces = []
     for rank, (group, chunk) in enumerate(keys):
         pairs = [
             (band, mark) for band, found in zip(bands, groups, strict=True) for mark in found.get((group, chunk), ())
         ]
-        n_chunks = sum(other == group for other, _ in keys)
         colour = style.colour(group, chunk)
         traces.append(
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": style.legend_name(group, chunk, n_chunks),
+                "name": style.legend_name(group, chunk, keys),
                 "legendrank": 1001 + rank,
                 **_places(pairs, axis, dense),
                 "marker": _marker(colour, dense),
@@ -109,10 +107,11 @@ def _short_hover(pairs: Sequence[tuple[Band, Mark]], axis: Axis) -> Spec:
     lengths = {axis.value(mark.length) for mark in marks}
     times = f"{number(lengths.pop())} {symbol}: {ends}" if len(lengths) == 1 else ends
     if first.lane == "comm":
+        kinds = " or ".join(sorted({mark.event.kind.lower() for mark in marks}))
         data = _packed([value for mark in marks for value in (mark.event.rank, _index(mark.event.microbatch))], 2)
         return {
             "customdata": data,
-            "hovertemplate": f"rank %{{customdata[0]}}, {first.kind.lower()}, {times}",
+            "hovertemplate": f"rank %{{customdata[0]}}, {kinds}, {times}",
         }
     data = _packed([_index(v) for mark in marks for v in (mark.event.microbatch, mark.event.stage)], 2)
     what = first.kind if first.microbatch is None else f"{first.kind}%{{customdata[0]}}"
@@ -126,26 +125,18 @@ def _index(value: int | None) -> int:
 
 
 def message_trace(bands: Sequence[Band], axis: Axis, shown: bool | str) -> Iterator[Spec]:
-    """All messages as one trace of thin lines, from where and when each left to where and when it arrived."""
-    pairs = [(band, send, receive) for band in bands for send, receive in band.timeline.messages]
-    if not pairs or len(pairs) > MOST_MESSAGES:
+    """All messages as one trace of thin lines."""
+    lines = [line for band in bands for line in message_lines(band)]
+    if not lines or len(lines) > MOST_MESSAGES:
         return
-    if shown == "auto":
-        shown = len(pairs) <= MOST_MESSAGES_AT_ONCE and any(send.end > send.start for _, send, _ in pairs)
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for band, send, receive in pairs:
-        zero = band.timeline.start
-        x += [axis.value(send.start - zero), axis.value(min(send.end, receive.end) - zero), None]
-        y += [*band.message(send.rank, receive.rank), None]
     yield {
         "type": "scatter",
         "mode": "lines",
         "name": "message",
         "legendrank": 1100,
-        "x": x,
-        "y": y,
+        "x": [x for line in lines for x in (axis.value(line.sent), axis.value(line.arrived), None)],
+        "y": [y for line in lines for y in (line.begin, line.end, None)],
         "line": {"color": style.MESSAGE, "width": 1},
         "hoverinfo": "skip",
-        **({} if shown else {"visible": "legendonly"}),
+        **({} if drawn_at_once(lines, shown) else {"visible": "legendonly"}),
     }

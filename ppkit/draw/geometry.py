@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ppkit.timeline import Timeline
 from ppkit.units import TimeUnit, unit_for
 
-__all__ = ["Axis", "Band"]
+__all__ = ["MOST_MESSAGES", "Axis", "Band", "Line", "drawn_at_once", "message_lines"]
+
+MOST_MESSAGES, MOST_MESSAGES_AT_ONCE = 3000, 150
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,30 @@ class Band:
         """Where a message's line begins and ends: at the edges of the compute lanes that face each other."""
         half = self.thickness / 2 if receiver > sender else -self.thickness / 2
         return round(self.compute(sender) + half, 2), round(self.compute(receiver) - half, 2)
+
+
+class Line(NamedTuple):
+    """A message's line: when it left and arrived, in seconds from the first start, and the rows it joins."""
+
+    sent: float
+    begin: float
+    arrived: float
+    end: float
+
+
+def message_lines(band: Band) -> list[Line]:
+    """A line for each message, from where and when it left to where and when it arrived."""
+    timeline = band.timeline
+    lines = []
+    for send, receive in timeline.messages:
+        begin, end = band.message(send.rank, receive.rank)
+        arrived = timeline.arrival(send, receive)
+        lines.append(Line(send.start - timeline.start, begin, arrived - timeline.start, end))
+    return lines
+
+
+def drawn_at_once(lines: Sequence[Line], wanted: bool | str) -> bool:
+    """Whether to draw the messages: as wanted, or for ``"auto"`` where they take time and are few enough to see."""
+    if wanted == "auto":
+        return len(lines) <= MOST_MESSAGES_AT_ONCE and any(line.arrived > line.sent for line in lines)
+    return bool(wanted) and len(lines) <= MOST_MESSAGES

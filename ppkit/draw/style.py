@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ppkit.event import COMM_KINDS, Event
@@ -14,6 +14,7 @@ __all__ = [
     "colour",
     "hover",
     "ink",
+    "legend_keys",
     "legend_name",
     "marks",
     "relative_luminance",
@@ -71,11 +72,13 @@ class Mark:
 
     @property
     def text(self) -> str:
-        """What the bar bears: its micro-batch, or for messages the peer too."""
+        """What the bar bears: its micro-batch, for messages the peer too, for waits that it is one."""
         event = self.event
         if event.lane == "compute":
             known = event.kind in ("F", "B", "I", "W") and event.microbatch is not None
             return str(event.microbatch) if known else event.label
+        if event.kind == "WAIT":
+            return "wait"
         if event.peer is None:
             return event.label
         what = "" if event.microbatch is None else event.microbatch
@@ -134,9 +137,15 @@ def _rgb(hex_colour: str) -> list[int]:
     return [int(hex_colour[i : i + 2], 16) for i in (1, 3, 5)]
 
 
-def legend_name(group: str, chunk: int, n_chunks: int) -> str:
-    """The legend's words for a group, such as ``"forward"`` or ``"forward, chunk 1"``."""
-    return WORDS[group] if n_chunks < 2 else f"{WORDS[group]}, chunk {chunk}"
+def legend_keys(groups: Iterable[Iterable[tuple[str, int]]]) -> list[tuple[str, int]]:
+    """The (group, chunk) pairs of all timelines of a drawing, in the order of its legend."""
+    return sorted({key for found in groups for key in found}, key=lambda key: (ORDER.index(key[0]), key[1]))
+
+
+def legend_name(group: str, chunk: int, keys: Iterable[tuple[str, int]]) -> str:
+    """The legend's words for one of its keys, such as ``"forward"`` or ``"forward, chunk 1"``."""
+    several = sum(other == group for other, _ in keys) > 1
+    return f"{WORDS[group]}, chunk {chunk}" if several else WORDS[group]
 
 
 def hover(mark: Mark, unit: TimeUnit, decimals: int) -> str:
@@ -149,7 +158,8 @@ def hover(mark: Mark, unit: TimeUnit, decimals: int) -> str:
     times = "–".join(f"{time * unit.scale:.{decimals}f}" for time in (mark.start, mark.end))
     note = f" — {event.note}" if event.note else ""
     length = f"{number(mark.length * unit.scale)} {unit.symbol}"
-    return f"rank {event.rank}, {event.label}{place}, {length}: {times} {unit.symbol}{note}"
+    what = f"{event.label} to {event.peer}" if event.kind == "WAIT" and event.peer is not None else event.label
+    return f"rank {event.rank}, {what}{place}, {length}: {times} {unit.symbol}{note}"
 
 
 def title_lines(timeline: Timeline, width: int, left_out: int = 0) -> list[str]:
