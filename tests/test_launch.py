@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 import ppkit
+from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, LaunchError, RankError
 from ppkit.launch import devices, launch
 from ppkit.launch.devices import place
@@ -153,6 +154,7 @@ def test_threads_of_all_ranks_fit_the_machine() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert launch(torch.get_num_threads, n_ranks=4).results == (max(1, (cores or 1) // 4),) * 4
     assert launch(torch.get_num_threads, threads=2).results == (2, 2)
+    assert launch(torch.get_num_threads, n_ranks=1, emulate=Emulation(forward=0)).results == (1,)
 
 
 def test_launches_from_two_threads_take_turns() -> None:

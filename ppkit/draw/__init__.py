@@ -11,6 +11,7 @@ from ppkit.draw.svg import to_svg
 from ppkit.draw.text import to_text
 
 if TYPE_CHECKING:
+    from ppkit.draw.figure import GanttFigure
     from ppkit.timeline import Timeline
 
 __all__ = ["gantt", "mimebundle", "to_svg", "to_text"]
@@ -19,13 +20,26 @@ __all__ = ["gantt", "mimebundle", "to_svg", "to_text"]
 MOST_SVG_EVENTS = 3000
 
 
-def mimebundle(timeline: Timeline) -> dict[str, Any]:
-    """What Jupyter shows of a timeline: the interactive Gantt, a static SVG and plain text."""
-    bundle: dict[str, Any] = {"text/plain": to_text(timeline)}
-    if len(timeline) <= MOST_SVG_EVENTS:
-        bundle["image/svg+xml"] = to_svg(timeline)
-    if find_spec("plotly") is not None:
-        bundle["application/vnd.plotly.v1+json"] = {**figure_spec(timeline), "config": {"displaylogo": False}}
+def mimebundle(
+    *timelines: Timeline, figure: GanttFigure | None = None, title: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """What Jupyter shows of timelines: the interactive Gantt, a static SVG and plain text.
+
+    Args:
+        timelines: at least one.
+        figure: their figure, if it is made already; it may have been changed since.
+        title: as ``gantt`` takes it.
+        options: as ``gantt`` takes them: ``height``, ``labels``, ``messages``.
+    """
+    texts = [title] if title else []
+    texts += [to_text(timeline) for timeline in timelines]
+    bundle: dict[str, Any] = {"text/plain": "\n\n".join(texts)}
+    if sum(map(len, timelines)) <= MOST_SVG_EVENTS:
+        bundle["image/svg+xml"] = to_svg(*timelines, title=title, **options)
+    if figure is not None or find_spec("plotly") is not None:
+        spec = figure_spec(*timelines, title=title, **options) if figure is None else figure.spec()
+        bundle["application/vnd.plotly.v1+json"] = {**spec, "config": {"displaylogo": False}}
         if "google.colab" in sys.modules:  # shows no plotly mimetype, only HTML
-            bundle["text/html"] = gantt(timeline).to_html(include_plotlyjs="cdn", full_html=False)
+            shown = gantt(*timelines, title=title, **options) if figure is None else figure
+            bundle["text/html"] = shown.to_html(include_plotlyjs="cdn", full_html=False)
     return bundle

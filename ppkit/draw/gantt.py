@@ -34,6 +34,8 @@ def gantt(
 ) -> go.Figure:
     """Draw timelines as an interactive Gantt, several as bands one below the other on one time axis.
 
+    In a notebook the figure also shows itself as a static picture and as text, where nothing interactive runs.
+
     Args:
         timelines: at least one; each gets its own title, which says its source and its emulation.
         title: one more line over all of them.
@@ -47,11 +49,11 @@ def gantt(
     """
     spec = figure_spec(*timelines, title=title, height=height, labels=labels, messages=messages)
     try:
-        import plotly.graph_objects as go
+        from ppkit.draw.figure import GanttFigure
     except ImportError as error:
         raise PpkitError("gantt() needs plotly: pip install plotly; to_svg() and to_text() do without") from error
-    # The default template would add 6 kB to every figure; all that is seen is set in the layout.
-    return go.Figure(data=spec["data"], layout={**spec["layout"], "template": "none"})
+    options = {"title": title, "height": height, "labels": labels, "messages": messages}
+    return GanttFigure.of(spec, timelines, options)
 
 
 def write_html(timeline: Timeline, path: str | Path) -> Path:

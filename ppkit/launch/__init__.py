@@ -62,7 +62,8 @@ def launch(
             seconds in which no rank moves.
         emulate: durations of an emulated device.
         observe: record the timeline. Without it nothing of torch is wrapped, and deadlocks are not noticed.
-        threads: torch's threads in each rank; by default the machine's cores divided by the ranks.
+        threads: torch's threads in each rank; by default the machine's cores divided by the ranks, and one where
+            devices are emulated, since threads that wait for work would take the time of others.
         seed: of `torch` and `random`, the same on every rank.
         show: print what the ranks printed, each line under its rank's name.
         returns: send the returned values back; without it they may be anything, and `.results` holds None.
@@ -83,7 +84,7 @@ def launch(
         n_ranks=n_ranks,
         backend=placement.backend,
         devices=placement.gpus,
-        threads=threads or max(1, usable_cores() // n_ranks),
+        threads=threads or (1 if emulate else max(1, usable_cores() // n_ranks)),
         seed=seed,
         returns=returns,
         observe=observe,
