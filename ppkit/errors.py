@@ -12,6 +12,7 @@ __all__ = [
     "CheckFailed",
     "CostsError",
     "DeadlockError",
+    "Interrupted",
     "LaunchError",
     "PpkitError",
     "RankError",
@@ -137,6 +138,14 @@ class DeadlockError(RankError):
     def __init__(self, message: str, *, pending: Iterable[Mapping[str, Any]] = (), **details: Any) -> None:
         super().__init__(message, **{"kind": "timeout", **details})
         self.pending = tuple(dict(call) for call in pending)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted, by Jupyter's stop button or Ctrl-C; says what each rank was doing."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Lines that IPython shows in place of a traceback through ppkit's own frames."""
+        return f"{type(self).__name__}: {self}".split("\n")
 
 
 class CheckFailed(PpkitError, AssertionError):

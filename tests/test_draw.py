@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -86,6 +88,21 @@ def large() -> Timeline:
     return pipeline(32, 256, one_f_one_b_order, name="1F1B")
 
 
+@pytest.fixture(scope="module")
+def blocking() -> Timeline:
+    """A blocking send on an emulated link of 100 ms, an asynchronous one, and the waits for both kinds of work."""
+    events = (
+        Event(0, "F", 0, 0.2, 0, 0),
+        Event(0, "SEND", 0.2, 0.21, name="send", peer=1, message=0),
+        Event(1, "RECV", 0, 0.3, name="recv", peer=0, message=0),
+        Event(0, "SEND", 0.21, 0.31, name="isend", peer=1, message=1),
+        Event(0, "WAIT", 0.21, 0.4, name="wait for isend", peer=1),
+        Event(1, "RECV", 0.35, 0.5, name="irecv", peer=0, message=1),
+        Event(1, "WAIT", 0.5, 0.9, name="wait for all_reduce"),
+    )
+    return Timeline(events, "measured, emulated", 2, "blocking", {"emulation": "link 100 ms"})
+
+
 class TestText:
     def test_gpipe(self, gpipe: Timeline) -> None:
         assert to_text(gpipe, 80).splitlines() == [
@@ -155,6 +172,38 @@ class TestSvg:
             assert 0 <= float(text.attrib["x"]) <= 900
             assert 10 <= float(text.attrib["y"]) <= height - 4
 
+    def test_bands_share_an_axis_and_a_legend(self, gpipe: Timeline, emulated: Timeline) -> None:
+        short = Timeline(gpipe.events[:8], "simulated", 4, "short")
+        svg = to_svg(emulated, short, title="Two & one axis")
+        root = ElementTree.fromstring(svg)
+        texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        for once in ("Two & one axis", "1F1B", "short", "time (s)", "forward", "backward", "send", "message"):
+            assert texts.count(once) == 1
+        assert any("measured, emulated (F 1 s, B 2 s, link 250 ms)" in text for text in texts if text)
+        assert texts.count("rank 3") == 2
+        idle = re.findall(rf'<rect x="64" y="[^"]*" width="(\S+)" height="\S+" fill="{style.IDLE}"/>', svg)
+        assert [float(width) for width in idle[:8]] == pytest.approx(
+            4 * [816] + 4 * [816 * short.makespan / emulated.makespan], abs=0.1
+        )
+
+    def test_bands_lie_one_below_the_other(self, gpipe: Timeline, one_f_one_b: Timeline) -> None:
+        root = ElementTree.fromstring(to_svg(gpipe, one_f_one_b, gpipe, title="Three"))
+        y = {text.text: float(text.attrib["y"]) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert y["Three"] < y["1F1B"] < y["GPipe"] < y["rank 0"] < y["rank 3"] < y["time (s)"] < y["forward"]
+        assert y["forward"] < float(root.attrib["height"])
+
+    def test_height(self, gpipe: Timeline, one_f_one_b: Timeline) -> None:
+        for height in (700, 1000):
+            root = ElementTree.fromstring(to_svg(gpipe, one_f_one_b, title="Title", height=height))
+            assert float(root.attrib["height"]) == height
+        assert 100 < float(ElementTree.fromstring(to_svg(gpipe, height=10)).attrib["height"]) < 250
+
+    def test_labels_and_messages(self, emulated: Timeline, gpipe: Timeline) -> None:
+        assert ">7</text>" not in to_svg(emulated, labels=False)
+        assert ">message</text>" not in to_svg(emulated, messages=False)
+        assert ">message</text>" not in to_svg(gpipe)
+        assert ">message</text>" in to_svg(gpipe, messages=True)
+
     def test_escapes(self) -> None:
         line = Timeline((Event(0, "COMPUTE", 0, 1, name="a<b&c"),), "measured", 1, "<i>&")
         words = " ".join(ElementTree.fromstring(to_svg(line)).itertext())
@@ -207,6 +256,24 @@ class TestFigure:
         _, forward, sent = figure_spec(line)["data"]
         assert forward["hovertext"] == ["rank 0, F5 (stage 0), 20.1 ms: 0.00–20.10 ms — overran"]
         assert sent["hovertext"] == ["rank 0, send→1 (micro-batch 5), 4.1 kB, 5 ms: 20.00–25.00 ms"]
+
+    def test_waits_are_not_drawn_as_receives(self, blocking: Timeline) -> None:
+        waits = next(trace for trace in figure_spec(blocking)["data"] if trace["name"] == "receive, wait")
+        assert waits["text"] == ["←0", "wait", "←0", "wait"]
+        assert [text.split(", ")[1] for text in waits["hovertext"]] == [
+            "recv←0",
+            "wait for isend to 1",
+            "recv←0",
+            "wait for all_reduce",
+        ]
+        assert to_svg(blocking).count(">wait</text>") == 2
+
+    def test_messages_end_where_they_arrive(self, blocking: Timeline) -> None:
+        *_, lines = figure_spec(blocking)["data"]
+        assert lines["x"] == [200, 300, None, 210, 310, None]  # ms: the blocking send has ended at 210
+        points = re.findall(rf'd="([^"]*)" fill="none" stroke="{style.MESSAGE}"', to_svg(blocking))[0]
+        ends = [64 + 816 * ms / 900 for ms in (200, 300, 210, 310)]
+        assert [float(x) for x in re.findall(r"[ML](\S+)", points)] == pytest.approx(ends, abs=0.06)
 
     def test_no_communication_lane_unless_it_lasts(self, one_f_one_b: Timeline, emulated: Timeline) -> None:
         names = [trace["name"] for trace in figure_spec(one_f_one_b)["data"]]
@@ -336,6 +403,45 @@ class TestDisplay:
         pytest.importorskip("plotly")
         monkeypatch.setitem(sys.modules, "google.colab", object())
         assert "plotly" in mimebundle(one_f_one_b)["text/html"]
+
+    def test_a_figure_shows_what_its_timeline_shows(self, emulated: Timeline, large: Timeline) -> None:
+        pytest.importorskip("plotly")
+        assert gantt(emulated)._repr_mimebundle_() == emulated._repr_mimebundle_()
+        assert gantt(large)._repr_mimebundle_() == large._repr_mimebundle_()
+
+    def test_a_figure_of_several(self, gpipe: Timeline, one_f_one_b: Timeline, large: Timeline) -> None:
+        pytest.importorskip("plotly")
+        figure = gantt(gpipe, one_f_one_b, title="Same bubble", height=640)
+        bundle = figure._repr_mimebundle_()
+        assert bundle.keys() == {"text/plain", SVG, PLOTLY}
+        assert bundle == gantt(gpipe, one_f_one_b, title="Same bubble", height=640)._repr_mimebundle_()
+        expected = figure_spec(gpipe, one_f_one_b, title="Same bubble", height=640)
+        assert bundle[PLOTLY] == {**expected, "config": {"displaylogo": False}}
+        assert bundle[SVG] == to_svg(gpipe, one_f_one_b, title="Same bubble", height=640)
+        assert bundle["text/plain"] == f"Same bubble\n\n{gpipe.to_text()}\n\n{one_f_one_b.to_text()}"
+        assert SVG not in gantt(gpipe, large)._repr_mimebundle_()
+
+    def test_a_figure_that_was_changed(self, gpipe: Timeline) -> None:
+        pytest.importorskip("plotly")
+        figure = gantt(gpipe).update_layout(template="plotly_dark", paper_bgcolor="black").add_vline(x=3)
+        layout = figure._repr_mimebundle_()[PLOTLY]["layout"]
+        assert layout["paper_bgcolor"] == "black"
+        assert len(layout["shapes"]) == 1
+        assert layout["template"]["data"]
+
+    def test_copies_of_a_figure(self, gpipe: Timeline) -> None:
+        pytest.importorskip("plotly")
+        figure = gantt(gpipe, title="Copied")
+        for other in (copy.deepcopy(figure), pickle.loads(pickle.dumps(figure))):
+            assert other._repr_mimebundle_() == figure._repr_mimebundle_()
+
+    def test_jupyter_takes_the_bundle_and_nothing_else(self, gpipe: Timeline) -> None:
+        pytest.importorskip("plotly")
+        formatters = pytest.importorskip("IPython.core.formatters")
+        shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+        assert not callable(gantt(gpipe)._ipython_display_)
+        data, _ = formatters.DisplayFormatter(parent=shell).format(gantt(gpipe))
+        assert data.keys() == {"text/plain", SVG, PLOTLY}
 
     def test_errors_are_ppkit_errors(self) -> None:
         assert issubclass(TimelineError, PpkitError)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 import ppkit
 from ppkit.emulate import Emulation
-from ppkit.errors import DeadlockError, LaunchError, RankError
+from ppkit.errors import DeadlockError, Interrupted, LaunchError, RankError
 from ppkit.launch import devices, launch
 from ppkit.launch.devices import place
 
@@ -444,7 +444,8 @@ def test_a_time_limit_ends_the_run_and_says_what_the_ranks_did() -> None:
     with pytest.raises(RankError, match=r"time limit of 0\.3 s; not finished: rank 0") as caught:
         launch(stay, timeout=0.3)
     assert time.perf_counter() - begun < 10
-    assert "rank 0: is computing" in caught.value.message
+    assert "rank 0: is computing, at " in caught.value.message
+    assert "in stay: time.sleep(60)" in caught.value.message
     assert "rank 1: has returned" in caught.value.message
     assert caught.value.kind == "timeout"
 
@@ -468,10 +469,12 @@ def test_an_interrupt_ends_the_run_at_once_and_the_next_one_works() -> None:
         timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
         begun = time.perf_counter()
         timer.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             launch(time.sleep, 60)
         assert time.perf_counter() - begun < delay + 5
         assert launch(_rank).results == (0, 1)
+    assert isinstance(caught.value, Interrupted)
+    assert "rank 0: is computing" in str(caught.value)
 
 
 # Deadlocks
@@ -500,6 +503,32 @@ def test_both_sides_doing_the_same_first_is_explained(first: str) -> None:
     assert f"rank 0: waits in {call} rank 1, tag 0, float32 of shape [2])" in error.message
     assert "in _both" in error.message
     assert [p["peer"] for p in error.pending] == [1, 0]
+
+
+def test_tags_that_differ_are_named() -> None:
+    def exchange() -> None:
+        if _rank() == 0:
+            dist.send(torch.ones(1), 1, tag=3)
+        else:
+            dist.recv(torch.ones(1), 0, tag=4)
+
+    with pytest.raises(DeadlockError, match=r"Rank 0 sends with tag 3, but rank 1 receives with tag 4"):
+        launch(exchange)
+
+
+def test_the_timeline_of_a_deadlock_goes_up_to_the_calls_that_never_finished() -> None:
+    def work() -> None:
+        torch.nn.Linear(2, 2)(torch.ones(2))
+        _both("send")
+
+    with pytest.raises(DeadlockError) as caught:
+        launch(work)
+    timeline = caught.value.timeline
+    assert timeline is not None
+    for rank in range(2):
+        forward, send = timeline.of_rank(rank)
+        assert (forward.kind, send.kind, send.peer, send.note) == ("F", "SEND", 1 - rank, "never finished")
+        assert send.end - send.start > 1
 
 
 def test_a_cycle_of_three_names_all() -> None:

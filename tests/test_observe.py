@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ppkit.errors import RankError
 from ppkit.launch import launch
 from ppkit.timeline import Event, Timeline
 
@@ -182,6 +183,31 @@ def test_a_collective_is_one_event_with_the_bytes_of_a_ring(name: str) -> None:
     for rank in range(3):
         (event,) = timeline.of_rank(rank)
         assert (event.kind, event.name, event.nbytes) == ("COLLECTIVE", name, round(120 * factor))
+
+
+def test_what_is_never_waited_for_is_marked() -> None:
+    def forget() -> None:
+        if dist.get_rank() == 0:
+            works = [dist.isend(torch.ones(1), 1) for _ in range(2)]
+            works[1].wait()
+            dist.barrier()
+        else:
+            works = [dist.irecv(torch.empty(1), 0) for _ in range(2)]
+            works[0].wait()
+            dist.barrier()
+
+    timeline = _observe(forget, n_ranks=2)
+    sends = [event.note for event in timeline.of_rank(0) if event.kind == "SEND"]
+    receipts = sorted(event.note for event in timeline.of_rank(1) if event.kind == "RECV")
+    assert sends == ["never waited for", ""]
+    assert receipts == ["", "never waited for"]
+
+
+@pytest.mark.parametrize("peer", [-1, 2])
+def test_a_peer_that_does_not_exist_is_an_error_on_the_line(peer: int) -> None:
+    for call, verb in ((dist.send, "sends to"), (dist.recv, "receives from"), (dist.isend, "sends to")):
+        with pytest.raises(RankError, match=rf"rank 0 {verb} rank {peer}, but there is no such rank: .* 0 to 1"):
+            launch(call, torch.ones(1), peer)
 
 
 def test_an_asynchronous_collective_and_the_wait_for_it_are_two_events() -> None:

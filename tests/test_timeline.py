@@ -184,6 +184,22 @@ class TestMessages:
         lost = Event(0, "SEND", 2, 3, peer=1, message=8)
         assert timeline(receive, lost, send).messages == ((send, receive),)
 
+    @pytest.mark.parametrize(
+        ("source", "name", "send_end", "arrival"),
+        [
+            ("measured, emulated", "send", 1, 5),  # handed over at 1, still on the link
+            ("measured", "send", 6, 5),  # the receiver had it before send returned
+            ("measured, emulated", "isend", 3, 3),  # there at 3, taken at 5
+            ("simulated", "send", 3, 3),
+            ("simulated", "send", 6, 5),
+        ],
+    )
+    def test_arrival(self, source: str, name: str, send_end: float, arrival: float) -> None:
+        send = Event(0, "SEND", 0, send_end, name=name, peer=1, message=7)
+        receive = Event(1, "RECV", 2, 5, name="recv", peer=0, message=7)
+        line = timeline(send, receive, source=source)
+        assert line.arrival(*line.messages[0]) == arrival
+
     def test_a_number_used_twice(self) -> None:
         line = timeline(Event(0, "SEND", 0, 1, message=7), Event(1, "SEND", 0, 1, message=7))
         with pytest.raises(TimelineError, match="message 7 has two SEND events, on ranks 0 and 1"):
@@ -212,6 +228,43 @@ class TestParts:
         ]
         assert second == first == line.step(-2)
         assert second.events[0].held_until == 2
+
+    def test_a_clipped_step_begins_with_its_first_computation(self) -> None:
+        """Rank 1 waits for step 1 while rank 0 still ends step 0.
+
+        rank 0 |**...FF..**|
+        rank 1 |*~~~~~~F*..|   ~ receive; W, a wait, is over before the first F
+        """
+        line = timeline(
+            Event(0, "OPTIM", 0, 2),
+            Event(1, "OPTIM", 0, 1),
+            Event(1, "WAIT", 1, 1.5, name="wait for isend", peer=0),
+            Event(1, "RECV", 1, 7, peer=0, message=0),
+            Event(0, "RECV", 5, 5, peer=1),
+            Event(0, "F", 5, 7, held_until=9),
+            Event(0, "SEND", 7, 7, peer=1, message=0),
+            Event(1, "F", 7, 8),
+            Event(1, "OPTIM", 8, 9),
+            Event(0, "OPTIM", 9, 11),
+        )
+        whole, clipped = line.step(1), line.step(-1, clip=True)
+        assert (whole.makespan, len(whole)) == (10, 8)
+        assert [(e.rank, e.kind, e.start, e.end) for e in clipped] == [
+            (0, "RECV", 0, 0),
+            (0, "F", 0, 2),
+            (1, "RECV", 0, 2),
+            (0, "SEND", 2, 2),
+            (1, "F", 2, 3),
+            (1, "OPTIM", 3, 4),
+            (0, "OPTIM", 4, 6),
+        ]
+        assert clipped.events[1].held_until == 4
+        assert clipped.makespan == 6
+        assert clipped.busy == whole.busy
+        assert len(clipped.messages) == 1
+
+    def test_clipping_a_step_that_begins_with_computation_changes_nothing(self) -> None:
+        assert self.two_steps().step(1, clip=True) == self.two_steps().step(1)
 
     def test_no_such_step(self) -> None:
         with pytest.raises(TimelineError, match="no step 2: the timeline has steps 0 to 1"):

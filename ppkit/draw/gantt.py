@@ -132,6 +132,7 @@ def _layout(
     bands: Sequence[Band], axis: Axis, title: str | None, height: int | None, left_out: int, legend_rows: int
 ) -> Spec:
     heads = [style.title_lines(band.timeline, _TITLE_CHARS, left_out) for band in bands]
+    headings = [_heading(band, head) for band, head in zip(bands[1:], heads[1:], strict=True)]
     lines = len(heads[0]) - 1 + (title is not None)
     top, bottom = 42 + 18 * lines + (8 if title else 0), 62 + 20 * legend_rows
     rows = bands[-1].bottom
@@ -140,7 +141,7 @@ def _layout(
         height = round(top + bottom + rows * row_height)
     return {
         "title": _title(title, heads[0]),
-        "annotations": [_heading(band, head) for band, head in zip(bands[1:], heads[1:], strict=True)],
+        **({"annotations": headings} if headings else {}),
         "height": height,
         "margin": {"l": 68, "r": 24, "t": top, "b": bottom},
         "paper_bgcolor": style.PAPER,

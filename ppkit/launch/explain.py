@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppkit.errors import DeadlockError, RankError
+from ppkit.errors import DeadlockError, Interrupted, RankError
+from ppkit.launch.frames import Frame
 
 if TYPE_CHECKING:
     from ppkit.launch.watch import RankLog
 
-Frame = tuple[str, int, str]
 _LOST_PEER = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|remote process exited", re.I)
 _TAIL = 8  # lines of a crashed rank's output that its error quotes
 
@@ -51,6 +51,11 @@ def timeout(logs: Sequence[RankLog], seconds: float) -> RankError:
     working = [rank for rank, log in enumerate(logs) if not log.over]
     text = f"The run was ended after its time limit of {seconds:g} s; not finished: {_ranks(working)}.\n{_table(logs)}"
     return RankError(text, rank=working[0] if working else None, kind="timeout", values={"timeout": seconds})
+
+
+def interrupted(logs: Sequence[RankLog]) -> Interrupted:
+    """Return what an interrupt shows: each rank, and what it was doing."""
+    return Interrupted(f"The run was interrupted; its ranks have been ended.\n{_table(logs)}")
 
 
 def deadlock(logs: Sequence[RankLog], seconds: float) -> DeadlockError:
@@ -140,11 +145,17 @@ def _state(log: RankLog) -> str:
     if log.result is not None:
         return "has returned"
     if log.pending is None:
-        return "is computing" if log.answered else "is computing, and too busy to say what"
-    call = log.pending
-    frames = call["frames"]
-    text = f"waits in {describe_call(call)} for {time.perf_counter() - call['since']:.1f} s"
-    return text + (f", at {place(frames[-1])}: {source_line(frames[-1])}" if frames else "")
+        return "is computing" + _at(log.frames) if log.answered else "is computing, and too busy to say what"
+    seconds = time.perf_counter() - log.pending["since"]
+    return f"waits in {describe_call(log.pending)} for {seconds:.1f} s{_at(log.pending['frames'])}"
+
+
+def _at(frames: Sequence[Frame]) -> str:
+    """Quote the innermost of the learner's lines."""
+    if not frames:
+        return ""
+    source = source_line(frames[-1])
+    return f", at {place(frames[-1])}" + (f": {source}" if source else "")
 
 
 def describe_call(call: dict[str, Any]) -> str:
@@ -166,7 +177,7 @@ def _reason(logs: Sequence[RankLog]) -> str:
     calls = {rank: log.pending for rank, log in enumerate(logs) if log.pending is not None}
     for rank, call in calls.items():
         peer = call["peer"]
-        if peer is not None and peer < len(logs) and logs[peer].result is not None:
+        if peer is not None and logs[peer].result is not None:
             returned = f"Rank {rank} waits for rank {peer}, which has already returned"
             return f"{returned}: one message too many, or a wrong peer."
     cycle = _cycle(calls)
@@ -178,7 +189,7 @@ def _reason(logs: Sequence[RankLog]) -> str:
             return f"A cycle: {steps}. All of them send first; let one side receive first, or use isend."
         if not any(_sends(calls[r]) for r in cycle):
             return f"A cycle: {steps}. All of them receive first; let one side send first."
-        return f"A cycle: {steps}. Their sends and receives don't pair: compare peers and tags."
+        return f"A cycle: {steps}. {_mismatch(calls, cycle)}"
     collectives = {rank: call["name"] for rank, call in calls.items() if call["peer"] is None}
     if collectives:
         missing = [rank for rank in range(len(logs)) if rank not in collectives]
@@ -187,6 +198,19 @@ def _reason(logs: Sequence[RankLog]) -> str:
             f"; {_ranks(missing)} elsewhere." if missing else "."
         )
     return "Each of them waits for a message that nobody sends or receives: compare peers and tags."
+
+
+def _mismatch(calls: dict[int, dict[str, Any]], cycle: list[int]) -> str:
+    """Say how sends and receives that face each other differ."""
+    for sender in cycle:
+        receiver = calls[sender]["peer"]
+        sent, wanted = calls[sender], calls[receiver]
+        if _sends(sent) and not _sends(wanted) and wanted["peer"] == sender and sent["tag"] != wanted["tag"]:
+            return (
+                f"Rank {sender} sends with tag {sent['tag']}, but rank {receiver} receives with tag {wanted['tag']}: "
+                "give both the same tag."
+            )
+    return "Their sends and receives don't pair: compare peers and tags."
 
 
 def _cycle(calls: dict[int, dict[str, Any]]) -> list[int]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import sys
 import threading
 import time
 import traceback
 from contextlib import suppress
-from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from ppkit.launch.frames import is_internal, learner_frames
 
 
 class Reporter:
@@ -40,7 +41,8 @@ class Reporter:
             if message == ("finish",):
                 self.finished.set()
                 return
-            self._send(("report", self._pending(), self._events()))
+            main = sys._current_frames().get(threading.main_thread().ident or 0)
+            self._send(("report", self._pending(), learner_frames(main), self._events()))
 
     def succeed(self, data: bytes) -> None:
         """Send the packed result and the events."""
@@ -66,7 +68,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     frames = [
         (frame.filename, frame.lineno, frame.name)
         for frame in traceback.extract_tb(error.__traceback__)
-        if not _is_internal(frame.filename)
+        if not is_internal(frame.filename)
     ]
     return {
         "time": time.perf_counter(),
@@ -84,13 +86,3 @@ def _below_ppkit(frames: TracebackType | None) -> TracebackType | None:
     while frames is not None and frames.tb_frame.f_code.co_filename == own:
         frames = frames.tb_next
     return frames
-
-
-def _is_internal(filename: str) -> bool:
-    return filename.startswith(_internal_folders()) or filename.startswith("<frozen")
-
-
-@lru_cache(maxsize=1)
-def _internal_folders() -> tuple[str, ...]:
-    specs = [importlib.util.find_spec(name) for name in ("ppkit", "torch")]
-    return tuple(str(folder) + os.sep for spec in specs if spec for folder in spec.submodule_search_locations or ())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ppkit.emulate import Emulation
 from ppkit.event import Event
 from ppkit.launch.output import labelled
-from ppkit.observe.fields import FIELDS, Row
+from ppkit.observe.fields import Message, Row
 from ppkit.timeline import Timeline
 
 
@@ -55,24 +55,22 @@ def merge(rows: dict[int, list[Row]], n_ranks: int, name: str, emulation: Emulat
         name: of the learner's function.
         emulation: if there was one.
     """
-    zero = min((row[_START] for own in rows.values() for row in own), default=0.0)
-    end = max((row[_END] for own in rows.values() for row in own), default=0.0)
+    zero = min((row.start for own in rows.values() for row in own), default=0.0)
+    end = max((row.end for own in rows.values() for row in own), default=0.0)
     arrivals = _arrivals(rows, emulation)
-    numbers: dict[tuple[int, ...], int] = {}
+    numbers: dict[Message, int] = {}
     events = []
     for rank, own in sorted(rows.items()):
         for row in own:
-            values: dict[str, Any] = dict(zip(FIELDS, row, strict=True))
-            key = values["message"]
+            values = asdict(row)
+            key = row.message
             if key is not None:
                 values["message"] = numbers.setdefault(key, len(numbers)) if key in arrivals else None
-            if values["name"] == "isend":
-                values["end"] = max(values["end"], arrivals.get(key, 0.0))
-            if values["kind"] == "F":  # what was never freed is held to the end
-                values["held_until"] = (values["held_until"] or end) - zero
-            events.append(
-                Event(**{**values, "rank": rank, "start": values["start"] - zero, "end": values["end"] - zero})
-            )
+                if row.name == "isend":
+                    values["end"] = max(row.end, arrivals.get(key, 0.0))
+            if row.kind == "F":  # what was never freed is held to the end
+                values["held_until"] = (row.held_until or end) - zero
+            events.append(Event(**{**values, "rank": rank, "start": row.start - zero, "end": values["end"] - zero}))
     overrun = [event for event in events if event.note.startswith("overran")]
     notes = {}
     if emulation is not None:
@@ -86,18 +84,14 @@ def merge(rows: dict[int, list[Row]], n_ranks: int, name: str, emulation: Emulat
     return Timeline(tuple(events), source, n_ranks, name=name, notes=notes)
 
 
-_START, _END = FIELDS.index("start"), FIELDS.index("end")
-
-
-def _arrivals(rows: dict[int, list[Row]], emulation: Emulation | None) -> dict[tuple[int, ...], float]:
+def _arrivals(rows: dict[int, list[Row]], emulation: Emulation | None) -> dict[Message, float]:
     """Return when each message that was sent and received arrived: as the link says, or when the receiver had it."""
-    sent: dict[tuple[int, ...], float] = {}
-    received: dict[tuple[int, ...], float] = {}
+    sent: dict[Message, float] = {}
+    received: dict[Message, float] = {}
     for own in rows.values():
         for row in own:
-            kind, start, end, *_, nbytes, message, _held, _note = row
-            if message is not None and kind == "SEND":
-                sent[message] = start if emulation is None else start + emulation.link.seconds(nbytes)
-            elif message is not None and kind == "RECV":
-                received[message] = end
+            if row.message is not None and row.kind == "SEND":
+                sent[row.message] = row.start + (0.0 if emulation is None else emulation.link.seconds(row.nbytes))
+            elif row.message is not None and row.kind == "RECV":
+                received[row.message] = row.end
     return {key: end if emulation is None else min(end, sent[key]) for key, end in received.items() if key in sent}

@@ -13,6 +13,7 @@ from typing import Any
 from ppkit.errors import RankError
 from ppkit.launch import explain
 from ppkit.launch.board import Board
+from ppkit.launch.frames import Frame
 from ppkit.launch.output import LiveLine, read_output
 from ppkit.launch.starter import Starter
 from ppkit.observe.fields import Row
@@ -34,6 +35,8 @@ class RankLog:
         ended: time of the failure or of the process's end.
         rows: its events.
         pending: the call it is waiting in, as it answered last.
+        frames: where in the learner's code it was then.
+        answered: whether it has answered the last question.
     """
 
     result: bytes | None = None
@@ -42,6 +45,7 @@ class RankLog:
     ended: float | None = None
     rows: list[Row] = field(default_factory=list)
     pending: dict[str, Any] | None = None
+    frames: list[Frame] = field(default_factory=list)
     answered: bool = False
 
     @property
@@ -85,23 +89,30 @@ class Watcher:
         Raises:
             RankError: when a rank failed, or the time is over. By then every rank has ended.
             DeadlockError: when every rank that has not returned waits for another, and nothing moves.
+            Interrupted: at an interrupt, with what each rank was doing.
         """
         live = LiveLine(self._paths)
         try:
-            while not all(log.over for log in self.logs):
-                self._listen(_TICK)
-                if any(log.failed for log in self.logs):
-                    self._listen_until(time.perf_counter() + _GRACE, lambda: all(log.over for log in self.logs))
-                    raise self._failure()
-                self._check_time()
-                if self._is_stuck():
-                    self._ask()
-                    raise explain.deadlock(self.logs, time.perf_counter() - self._progressed)
-                live.update(self._doing())
-            if any(log.failed for log in self.logs):
-                raise self._failure()
+            self._watch(live)
+        except KeyboardInterrupt:
+            self._ask()
+            raise explain.interrupted(self.logs) from None
         finally:
             live.close()
+
+    def _watch(self, live: LiveLine) -> None:
+        while not all(log.over for log in self.logs):
+            self._listen(_TICK)
+            if any(log.failed for log in self.logs):
+                self._listen_until(time.perf_counter() + _GRACE, lambda: all(log.over for log in self.logs))
+                raise self._failure()
+            self._check_time()
+            if self._is_stuck():
+                self._ask()
+                raise explain.deadlock(self.logs, time.perf_counter() - self._progressed)
+            live.update(self._doing())
+        if any(log.failed for log in self.logs):
+            raise self._failure()
 
     def sign_off(self) -> None:
         """Let the ranks go, and return when they are gone."""
@@ -154,7 +165,7 @@ class Watcher:
             log.error, log.rows = content
             log.ended = log.error["time"]
         else:
-            log.pending, log.rows = content
+            log.pending, log.frames, log.rows = content
             log.answered = True
 
     def _ask(self) -> None:

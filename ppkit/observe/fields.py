@@ -1,23 +1,29 @@
-"""The columns of an event as a rank records it."""
+"""An event as a rank records it, before the timelines of all ranks are put together."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-Row = list[Any]
-"""An event before timelines are put together; its message is still (sender, receiver, tag, number)."""
+Message = tuple[int, int, int, int]
+"""What identifies a message at both of its ends: sender, receiver, tag, and its number among those."""
 
-FIELDS = (
-    "kind",
-    "start",
-    "end",
-    "stage",
-    "microbatch",
-    "name",
-    "peer",
-    "tag",
-    "nbytes",
-    "message",
-    "held_until",
-    "note",
-)
+NEVER_WAITED = "never waited for"
+NEVER_FINISHED = "never finished"
+
+
+@dataclass(slots=True)
+class Row:
+    """The fields of `ppkit.Event` without the rank; times are of the host's monotonic clock."""
+
+    kind: str
+    start: float
+    end: float
+    name: str
+    stage: int | None = None
+    microbatch: int | None = None
+    peer: int | None = None
+    tag: int | None = None
+    nbytes: int = 0
+    message: Message | None = None
+    held_until: float | None = None
+    note: str = ""

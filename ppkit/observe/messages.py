@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from ppkit.emulate import sleep_until
-from ppkit.observe.fields import Row
+from ppkit.observe.fields import NEVER_WAITED, Message, Row
 from ppkit.observe.recorder import Recorder
-from ppkit.observe.work import ObservedCollective, ObservedWork
+from ppkit.observe.work import ObservedCollective, ObservedReceive, ObservedSend
 
 
 class Pattern(NamedTuple):
@@ -82,11 +82,21 @@ def _nbytes(tensor: Any) -> int:
     return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0
 
 
-def _peer(rank: int | None, group: Any, group_rank: int | None) -> int | None:
-    """Return a peer's global rank, however it was given; None: whoever sends."""
-    if rank is not None or group_rank is None:
-        return rank
-    return group_rank if group is None else dist.get_global_rank(group, group_rank)
+def _peer(recorder: Recorder, what: str, rank: int | None, group: Any, group_rank: int | None) -> int | None:
+    """Return a peer's global rank, however it was given; None: whoever sends.
+
+    Raises:
+        ValueError: if there is no such rank, for which gloo ends the process.
+    """
+    peer = rank
+    if rank is None and group_rank is not None:
+        peer = group_rank if group is None else dist.get_global_rank(group, group_rank)
+    if peer is not None and not 0 <= peer < recorder.n_ranks:
+        last = recorder.n_ranks - 1
+        raise ValueError(
+            f"rank {recorder.rank} {what} rank {peer}, but there is no such rank: they go from 0 to {last}"
+        )
+    return peer
 
 
 def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,14 +107,14 @@ def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable
         tag: int = 0,
         group_dst: int | None = None,
     ) -> None:
-        peer = _peer(dst, group, group_dst)
+        peer = _peer(recorder, "sends to", dst, group, group_dst)
         start = recorder.wait_begins("send", peer, tag, tensor)
         message = _post(recorder, peer, tag, start)
         try:
             original(tensor, dst, group, tag, group_dst)
         finally:
             end = recorder.wait_ends()
-        recorder.communicate("SEND", start, end, "send", peer=peer, tag=tag, nbytes=_nbytes(tensor), message=message)
+        recorder.communicate(Row("SEND", start, end, "send", None, None, peer, tag, _nbytes(tensor), message))
 
     return send
 
@@ -117,28 +127,21 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         tag: int = 0,
         group_dst: int | None = None,
     ) -> Any:
-        peer = _peer(dst, group, group_dst)
+        peer = _peer(recorder, "sends to", dst, group, group_dst)
         start = time.perf_counter()
         message = _post(recorder, peer, tag, start)
         work = original(tensor, dst, group, tag, group_dst)
-        row = recorder.communicate(
-            "SEND",
-            start,
-            time.perf_counter(),
-            "isend",
-            peer=peer,
-            tag=tag,
-            nbytes=_nbytes(tensor),
-            message=message,
-        )
-        return work if work is None else ObservedWork(recorder, work, "wait for isend", row, tensor, None)
+        end = time.perf_counter()
+        row = Row("SEND", start, end, "isend", None, None, peer, tag, _nbytes(tensor), message, note=NEVER_WAITED)
+        recorder.communicate(row)
+        return work if work is None else ObservedSend(recorder, work, row, tensor)
 
     return isend
 
 
-def _post(recorder: Recorder, peer: int | None, tag: int, now: float) -> tuple[int, int, int, int] | None:
-    """Number and stamp a message; a peer that does not exist is left to torch's own error."""
-    if peer is None or not 0 <= peer < recorder.n_ranks:
+def _post(recorder: Recorder, peer: int | None, tag: int, now: float) -> Message | None:
+    """Number and stamp a message; a missing peer is left to torch's own error."""
+    if peer is None:
         return None
     recorder.board.post(recorder.rank, peer, tag, now)
     return recorder.number(recorder.rank, peer, tag)
@@ -152,7 +155,7 @@ def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable
         tag: int = 0,
         group_src: int | None = None,
     ) -> Any:
-        peer = _peer(src, group, group_src)
+        peer = _peer(recorder, "receives from", src, group, group_src)
         start = recorder.wait_begins("recv", peer, tag, tensor)
         try:
             sender = original(tensor, src, group, tag, group_src)
@@ -161,16 +164,8 @@ def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable
         source = peer if peer is not None else sender
         message = recorder.number(source, recorder.rank, tag)
         sleep_until(recorder.arrives(message, _nbytes(tensor)))
-        recorder.communicate(
-            "RECV",
-            start,
-            time.perf_counter(),
-            "recv",
-            peer=source,
-            tag=tag,
-            nbytes=_nbytes(tensor),
-            message=message,
-        )
+        end = time.perf_counter()
+        recorder.communicate(Row("RECV", start, end, "recv", None, None, source, tag, _nbytes(tensor), message))
         return sender
 
     return recv
@@ -184,14 +179,14 @@ def _observed_irecv(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         tag: int = 0,
         group_src: int | None = None,
     ) -> Any:
+        peer = _peer(recorder, "receives from", src, group, group_src)
         work = original(tensor, src, group, tag, group_src)
-        peer = _peer(src, group, group_src)
         if work is None:
             return None
         message = None if peer is None else recorder.number(peer, recorder.rank, tag)
         now = time.perf_counter()
-        row: Row = ["RECV", now, now, None, None, "irecv", peer, tag, _nbytes(tensor), message, None, ""]
-        return ObservedWork(recorder, work, "wait for irecv", row, tensor, message)
+        row = Row("RECV", now, now, "irecv", None, None, peer, tag, _nbytes(tensor), note=NEVER_WAITED)
+        return ObservedReceive(recorder, work, recorder.communicate(row), tensor, message)
 
     return irecv
 
@@ -216,11 +211,11 @@ def _observed_collective(
         finally:
             end = recorder.wait_ends()
         if work is not None:
-            row = recorder.communicate("COLLECTIVE", start, end, name, nbytes=nbytes)
-            return ObservedCollective(recorder, work, name, row, tensor, seconds)
+            row = recorder.communicate(Row("COLLECTIVE", start, end, name, nbytes=nbytes, note=NEVER_WAITED))
+            return ObservedCollective(recorder, work, row, tensor, seconds)
         # Whoever comes last sets the start of the exchange; the real one is over within that rank's call.
         sleep_until(end + seconds)
-        recorder.communicate("COLLECTIVE", start, time.perf_counter(), name, nbytes=nbytes)
+        recorder.communicate(Row("COLLECTIVE", start, time.perf_counter(), name, nbytes=nbytes))
         return None
 
     return collective

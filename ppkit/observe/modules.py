@@ -75,7 +75,7 @@ def _tie(token: Token, output: Any) -> None:
             node.metadata[_KEY] = token
             tied = True
     if not tied:
-        token.release(token.row[2])
+        token.release(token.row.end)
 
 
 def _parents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Token, ...]:
@@ -159,15 +159,16 @@ def _run_backward(recorder: Recorder, kind: str, roots: list[torch.Tensor], kept
         recorder.in_backward = False
     _settle(roots)
     stated = [s for token in tokens if (s := recorder.stated(kind, token.stage)) is not None]
-    stage, microbatch = (tokens[0].stage, tokens[0].row[4]) if tokens else (None, None)
+    stage, microbatch = (tokens[0].stage, tokens[0].row.microbatch) if tokens else (None, None)
     name = "backward"
-    if len({token.row[4] for token in tokens}) > 1:
+    microbatches = sorted({token.row.microbatch or 0 for token in tokens})
+    if len(microbatches) > 1:
         microbatch = None
-        name = "backward of micro-batches " + ", ".join(str(n) for n in sorted({token.row[4] for token in tokens}))
+        name = "backward of micro-batches " + ", ".join(map(str, microbatches))
     row = recorder.compute(kind, start, stage, microbatch, sum(stated) if stated else None, name)
     if not kept:
         for token in tokens:
-            token.release(row[2])
+            token.release(row.end)
     return result
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
 from collections import defaultdict
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from ppkit.emulate import Emulation, sleep_until
 from ppkit.launch.board import Board
-from ppkit.observe.fields import FIELDS, Row
+from ppkit.launch.frames import learner_frames
+from ppkit.observe.fields import NEVER_FINISHED, Message, Row
 
-_HELD = FIELDS.index("held_until")
 _LATE = 0.0005  # seconds by which an emulated operation may miss its end before it counts as overrun
-
-_PPKIT = Path(__file__).parents[1]
-_INTERNAL = (str(_PPKIT) + os.sep, str(Path(torch.__file__).parent) + os.sep)
 
 
 class Token:
@@ -42,8 +35,8 @@ class Token:
 
     def release(self, now: float) -> None:
         """Note that the activations are freed; the first time counts."""
-        if self.row[_HELD] is None:
-            self.row[_HELD] = now
+        if self.row.held_until is None:
+            self.row.held_until = now
 
     def __del__(self) -> None:
         self.release(time.perf_counter())
@@ -82,8 +75,13 @@ class Recorder:
         self.emulation = emulation
 
     def rows(self) -> list[Row]:
-        """Return the events so far."""
-        return list(self._rows)
+        """Return the events so far, a call that has not returned among them."""
+        rows, pending = list(self._rows), self._pending
+        if pending is not None:
+            name, peer, tag, _tensor, since, _frame = pending
+            now = time.perf_counter()
+            rows.append(Row(_kind_of(name), since, now, name, peer=peer, tag=tag, note=NEVER_FINISHED))
+        return rows
 
     # Computation
 
@@ -123,7 +121,7 @@ class Recorder:
             else:
                 sleep_until(start + seconds)
             end = time.perf_counter()
-        row = [kind, start, end, stage, microbatch, name, None, None, 0, None, None, note]
+        row = Row(kind, start, end, name, stage, microbatch, note=note)
         self._rows.append(row)
         return row
 
@@ -133,25 +131,12 @@ class Recorder:
 
     # Communication
 
-    def communicate(
-        self,
-        kind: str,
-        start: float,
-        end: float,
-        name: str,
-        *,
-        peer: int | None = None,
-        tag: int | None = None,
-        nbytes: int = 0,
-        message: tuple[int, int, int, int] | None = None,
-        note: str = "",
-    ) -> Row:
+    def communicate(self, row: Row) -> Row:
         """Record a call of `torch.distributed`."""
-        row = [kind, start, end, None, None, name, peer, tag, nbytes, message, None, note]
         self._rows.append(row)
         return row
 
-    def number(self, source: int, target: int, tag: int) -> tuple[int, int, int, int]:
+    def number(self, source: int, target: int, tag: int) -> Message:
         """Identify the next message from `source` to `target` with `tag`, alike at both ends."""
         key = (source, target, tag)
         number = self._numbers[key]
@@ -171,7 +156,7 @@ class Recorder:
         self.board.wait_ends(self.rank)
         return time.perf_counter()
 
-    def arrives(self, message: tuple[int, int, int, int], nbytes: int) -> float:
+    def arrives(self, message: Message, nbytes: int) -> float:
         """Return when an emulated link delivers a message that gloo has delivered already; 0.0: at once."""
         if self.emulation is None:
             return 0.0
@@ -184,16 +169,14 @@ class Recorder:
         if pending is None:
             return None
         name, peer, tag, tensor, since, frame = pending
-        frames = []
-        rank_file = str(_PPKIT / "launch" / "rank.py")  # below it stands what started the rank
-        while frame is not None and frame.f_code.co_filename != rank_file:
-            code = frame.f_code
-            if not code.co_filename.startswith(_INTERNAL):
-                frames.append((code.co_filename, frame.f_lineno, code.co_name))
-            frame = frame.f_back
         shape = None if tensor is None else tuple(tensor.shape)
         dtype = None if tensor is None else str(tensor.dtype).removeprefix("torch.")
         return {
             "rank": self.rank, "name": name, "peer": peer, "tag": tag, "shape": shape, "dtype": dtype,
-            "since": since, "frames": frames[::-1],
+            "since": since, "frames": learner_frames(frame),
         }  # fmt: skip
+
+
+def _kind_of(call: str) -> str:
+    """Return the kind of event that a call of `torch.distributed` is drawn as."""
+    return {"send": "SEND", "recv": "RECV"}.get(call, "WAIT" if call.startswith("wait") else "COLLECTIVE")
