@@ -23,6 +23,7 @@ __all__ = ["figure_spec", "gantt", "write_html"]
 Spec: TypeAlias = "dict[str, Any]"
 
 _TITLE_CHARS, _LEGEND_WIDTH = 118, 800  # in a figure 900 pixels wide
+_GAP = '<span style="font-size:7px">&nbsp;</span>'  # a low line between a figure's title and its first band's
 
 
 def gantt(
@@ -134,7 +135,7 @@ def _layout(
     heads = [style.title_lines(band.timeline, _TITLE_CHARS, left_out) for band in bands]
     headings = [_heading(band, head) for band, head in zip(bands[1:], heads[1:], strict=True)]
     lines = len(heads[0]) - 1 + (title is not None)
-    top, bottom = 42 + 18 * lines + (8 if title else 0), 62 + 20 * legend_rows
+    top, bottom = 42 + 18 * lines + (20 if title else 0), 62 + 20 * legend_rows
     rows = bands[-1].bottom
     if height is None:
         row_height = axis.row_height(sum(band.timeline.n_ranks for band in bands), bands[0].lanes)
@@ -181,7 +182,7 @@ def _layout(
 
 
 def _title(title: str | None, head: list[str]) -> Spec:
-    above = f'<span style="font-size:18px"><b>{escape(title, False)}</b></span><br>' if title else ""
+    above = f'<span style="font-size:18px"><b>{escape(title, False)}</b></span><br>{_GAP}<br>' if title else ""
     return {
         "text": above + _headed(head),
         "x": 0,
