@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import random
@@ -427,6 +428,20 @@ def test_a_receive_buffer_of_the_wrong_shape_blames_the_receiver() -> None:
     with pytest.raises(RankError) as caught:
         launch(exchange)
     assert caught.value.rank == 1
+    assert "rank 1 was ended by SIGABRT. Mostly that is a receive buffer of another size" in caught.value.message
+    assert "in exchange\n    dist.recv(torch.empty(3), 0)" in caught.value.message
+    assert "40 vs 12" in caught.value.message  # gloo's own words
+    assert "Extension modules" not in caught.value.message
+
+
+def test_a_crash_in_c_code_names_the_learners_line() -> None:
+    def crash() -> None:
+        if _rank() == 1:
+            ctypes.string_at(0)
+        dist.barrier()
+
+    with pytest.raises(RankError, match=r"rank 1 was ended by SIGSEGV\.\n.*in crash\n    ctypes\.string_at\(0\)"):
+        launch(crash)
 
 
 def test_a_value_that_cannot_be_sent_back_is_told() -> None:

@@ -11,17 +11,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppkit.errors import DeadlockError, Interrupted, RankError
-from ppkit.launch.frames import Frame
+from ppkit.launch.frames import RANK_FILE, Frame, is_internal
 
 if TYPE_CHECKING:
     from ppkit.launch.watch import RankLog
 
 _LOST_PEER = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|remote process exited", re.I)
+_FAULT_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')
 _TAIL = 8  # lines of a crashed rank's output that its error quotes
 
 
-def failure(logs: Sequence[RankLog], output: tuple[str, ...]) -> RankError:
-    """Return the error of the rank that failed first; the others' are mostly its consequences."""
+def failure(logs: Sequence[RankLog], output: tuple[str, ...], faults: tuple[str, ...]) -> RankError:
+    """Return the error of the rank that failed first; the others' are mostly its consequences.
+
+    Args:
+        logs: what is known of each rank.
+        output: what each rank has printed.
+        faults: what `faulthandler` has written of each rank that crashed.
+    """
     # The end of a process is noticed a little after the errors it causes, so that time alone would blame a victim.
     failed = sorted((_is_victim(log), log.ended or 0.0, rank) for rank, log in enumerate(logs) if log.failed)
     earliest = logs[failed[0][2]]
@@ -37,7 +44,7 @@ def failure(logs: Sequence[RankLog], output: tuple[str, ...]) -> RankError:
         )
         original, traceback_text = log.error["type"], log.error["traceback"]
     else:
-        kind, text = _ended_text(first, log, output[first])
+        kind, text = _ended_text(first, log, output[first], faults[first])
         original, traceback_text = "", ""
     if others:
         text += "\n\nAfterwards, and probably because of it:\n" + "\n".join(
@@ -85,7 +92,7 @@ def _exit_text(rank: int, error: dict[str, Any]) -> str:
     return f"{text} Return from the function instead.{_where(error['frames'])}"
 
 
-def _ended_text(rank: int, log: RankLog, output: str) -> tuple[str, str]:
+def _ended_text(rank: int, log: RankLog, output: str, fault: str) -> tuple[str, str]:
     """Describe a process that ended without a word."""
     tail = "\n".join(f"  {line}" for line in output.splitlines()[-_TAIL:])
     said = f"\nIts last output:\n{tail}" if tail else ""
@@ -95,9 +102,19 @@ def _ended_text(rank: int, log: RankLog, output: str) -> tuple[str, str]:
             "SIGKILL": " Mostly that is the system, which was out of memory.",
             "SIGABRT": " Mostly that is a receive buffer of another size than the message.",
         }.get(name, "")
-        return "signal", f"rank {rank} was ended by {name}.{hint}{said}"
+        return "signal", f"rank {rank} was ended by {name}.{hint}{_where(_fault_frames(fault))}{said}"
     code = "" if log.code is None else f" with exit code {log.code}"
     return "exit", f"rank {rank} ended{code} before its function returned.{said}"
+
+
+def _fault_frames(fault: str) -> list[Frame]:
+    """Return the learner's frames, the outermost first, from what `faulthandler` wrote of the rank's main thread."""
+    for thread in fault.split("\n\n"):
+        found = [(name, int(line), function) for name, line, function in _FAULT_LINE.findall(thread)]
+        names = [name for name, _, _ in found]
+        if RANK_FILE in names:
+            return [frame for frame in found[: names.index(RANK_FILE)][::-1] if not is_internal(frame[0])]
+    return []
 
 
 def _short(log: RankLog) -> str:

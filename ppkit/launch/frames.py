@@ -12,13 +12,13 @@ from types import FrameType
 Frame = tuple[str, int, str]
 """File name, line, function."""
 
-_RANK_FILE = str(Path(__file__).with_name("rank.py"))  # what stands below it started the rank
+RANK_FILE = str(Path(__file__).with_name("rank.py"))  # what stands below it started the rank
 
 
 def learner_frames(frame: FrameType | None) -> list[Frame]:
     """Return the learner's frames below and at `frame`, the outermost first."""
     found = []
-    while frame is not None and frame.f_code.co_filename != _RANK_FILE:
+    while frame is not None and frame.f_code.co_filename != RANK_FILE:
         if not is_internal(frame.f_code.co_filename):
             found.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back

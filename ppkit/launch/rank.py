@@ -129,7 +129,8 @@ def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
     """
     _redirect_output(run_dir / f"output.{rank}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button signals the whole group; the notebook decides
-    faulthandler.enable(all_threads=False)
+    faults = (run_dir / f"fault.{rank}").open("w")  # open as long as the process
+    faulthandler.enable(faults)  # of all threads: an abort in gloo's own thread is about the learner's line
     reporter = Reporter(rank, control)
     threading.Thread(target=reporter.answer, name="ppkit control", daemon=True).start()
     try:

@@ -77,6 +77,7 @@ class Watcher:
         self._controls: dict[Any, int] = {control: rank for rank, control in enumerate(controls)}
         self._by_rank = dict(enumerate(controls))
         self._paths = [run_dir / f"output.{rank}" for rank in range(len(controls))]
+        self._faults = [run_dir / f"fault.{rank}" for rank in range(len(controls))]
         self._board = board
         self._timeout = timeout
         self.logs = [RankLog() for _ in controls]
@@ -198,7 +199,7 @@ class Watcher:
         for log in self.logs:
             if log.failed and log.error is None and log.code is None:
                 self._listen_until(time.perf_counter() + _GRACE, lambda log=log: log.code is not None)  # type: ignore[misc]
-        return explain.failure(self.logs, self.output())
+        return explain.failure(self.logs, self.output(), tuple(map(read_output, self._faults)))
 
     def _doing(self) -> str:
         waiting = sum(
