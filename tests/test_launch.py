@@ -590,8 +590,8 @@ def test_a_long_computation_is_no_deadlock() -> None:
 # Nothing is left
 
 
-def _processes_of_group() -> set[int]:
-    """Process ids of all that this process started, ranks and the server's other children included."""
+def _processes_of(root: int) -> set[int]:
+    """Process ids of a process and of all that it started, ranks and the server's other children included."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -599,7 +599,7 @@ def _processes_of_group() -> set[int]:
                 parents[int(entry.name)] = int(entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
-    found = {os.getpid()}
+    found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found
@@ -617,13 +617,13 @@ def test_no_process_file_or_descriptor_is_left(how: str) -> None:
             time.sleep(60)
 
     launch(_rank)  # the server is there, and stays
-    processes, descriptors = _processes_of_group(), set(os.listdir("/proc/self/fd"))
+    processes, descriptors = _processes_of(os.getpid()), set(os.listdir("/proc/self/fd"))
     if how in ("raises", "hangs"):
         with pytest.raises(RankError):
             launch(work, timeout=0.3)
     else:
         launch(work)
-    assert _processes_of_group() == processes
+    assert _processes_of(os.getpid()) == processes
     assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     assert not list(Path(tempfile.gettempdir()).glob(f"ppkit-{os.getpid()}-*"))
 
@@ -647,12 +647,15 @@ def test_the_ranks_end_with_the_notebook_that_is_killed(tmp_path: Path) -> None:
     while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.perf_counter() < deadline:
         time.sleep(0.05)
     assert len(pids) == 2
+    children = _processes_of(notebook.pid) - {notebook.pid}
+    assert len(children) == 3  # the fork server and two ranks
     notebook.kill()
     notebook.wait()
     deadline = time.perf_counter() + 5
-    while (alive := [p for p in pids if Path("/proc", p.stem).exists()]) and time.perf_counter() < deadline:
+    while (alive := [pid for pid in children if Path(f"/proc/{pid}").exists()]) and time.perf_counter() < deadline:
         time.sleep(0.05)
     assert not alive
+    assert not list(Path(tempfile.gettempdir()).glob(f"ppkit-{notebook.pid}-*"))
 
 
 def test_a_fork_server_that_was_killed_is_replaced() -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -60,6 +61,7 @@ class ForkServer:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._ranks: dict[int, tuple[str, int]] = {}  # process id -> run and rank
+        self._run_dir: Path | None = None  # of the last run
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -82,8 +84,11 @@ class ForkServer:
                         self._kill()
         except (EOFError, ConnectionError):
             self._kill()  # the notebook has ended, however it ended
+            if self._run_dir is not None:
+                shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def _fork(self, run_dir: Path, fds: list[int], run_rank: Callable[[int, Path, Connection], None]) -> None:
+        self._run_dir = run_dir
         for rank, fd in enumerate(fds):
             pid = os.fork()
             if pid == 0:
