@@ -1,0 +1,134 @@
+"""In a real Jupyter kernel: the stop button, a restart and a kill leave nothing behind, and the next run works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+manager = pytest.importorskip("jupyter_client.manager")
+
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc"),
+]
+
+HANGING = {
+    "in a receive": "def stay():\n    if dist.get_rank(): time.sleep(60)\n    dist.recv(torch.ones(1), 1)",
+    "in a sleep": "def stay():\n    time.sleep(60)",
+    "in a loop": "def stay():\n    while True: pass",
+}
+WORKING = "launch(lambda: dist.get_rank(), n_ranks=2).results"
+
+
+class Kernel:
+    """A kernel of this interpreter, and what its cells say."""
+
+    def __init__(self) -> None:
+        self.manager = manager.KernelManager()
+        self.manager.kernel_spec.argv[0] = sys.executable
+        self.manager.start_kernel()
+        self.connect()
+
+    def connect(self) -> None:
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+        self.run("import time, os, torch, torch.distributed as dist\nfrom ppkit import launch")
+
+    def run(self, code: str) -> str:
+        """Execute a cell and return its output or error as text."""
+        self.client.execute(code)
+        return self.output()
+
+    def output(self) -> str:
+        """What the running cell says until it has ended."""
+        found = []
+        while True:
+            message = self.client.get_iopub_msg(timeout=60)
+            content: dict[str, Any] = message["content"]
+            if message["msg_type"] == "status" and content["execution_state"] == "idle":
+                return "\n".join(found)
+            if message["msg_type"] == "stream":
+                found.append(content["text"])
+            elif message["msg_type"] == "error":
+                found += content["traceback"]
+            elif message["msg_type"] == "execute_result":
+                found.append(content["data"]["text/plain"])
+
+    @property
+    def pid(self) -> int:
+        return int(self.manager.provisioner.pid)
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    yield kernel
+    kernel.client.stop_channels()
+    kernel.manager.shutdown_kernel(now=True)
+
+
+def _descendants(root: int) -> set[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {root}
+
+
+def _wait_until(done: Any, seconds: float) -> None:
+    deadline = time.perf_counter() + seconds
+    while not done() and time.perf_counter() < deadline:
+        time.sleep(0.02)
+    assert done()
+
+
+def _start_hanging(kernel: Kernel, how: str) -> set[int]:
+    """Let a cell hang; return the processes that it has started."""
+    assert kernel.run(WORKING) == "(0, 1)"
+    kernel.client.execute(HANGING[how] + "\nlaunch(stay, n_ranks=2)")
+    _wait_until(lambda: len(_descendants(kernel.pid)) >= 3, 30)  # the fork server and two ranks
+    time.sleep(0.3)
+    return _descendants(kernel.pid)
+
+
+@pytest.mark.parametrize("how", HANGING)
+def test_the_stop_button_ends_the_run_and_the_next_one_works(kernel: Kernel, how: str) -> None:
+    _start_hanging(kernel, how)
+    kernel.manager.interrupt_kernel()
+    output = kernel.output()
+    assert "Interrupted: The run was interrupted; its ranks have been ended." in output
+    assert "rank 0: " in output
+    assert "ppkit/launch" not in output
+    _wait_until(lambda: len(_descendants(kernel.pid)) == 1, 5)  # the fork server stays
+    assert kernel.run(WORKING) == "(0, 1)"
+
+
+@pytest.mark.parametrize("how", HANGING)
+def test_a_killed_kernel_takes_its_ranks_with_it(kernel: Kernel, how: str) -> None:
+    processes = _start_hanging(kernel, how)
+    os.kill(kernel.pid, signal.SIGKILL)
+    _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), 5)
+
+
+def test_a_restarted_kernel_has_ended_its_ranks(kernel: Kernel) -> None:
+    processes = _start_hanging(kernel, "in a receive")
+    kernel.client.stop_channels()
+    kernel.manager.restart_kernel(now=True)
+    kernel.connect()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+    assert kernel.run(WORKING) == "(0, 1)"
