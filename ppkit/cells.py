@@ -148,7 +148,10 @@ def _parsed(source: str, number: int, path: str, magic: dict[str, str]) -> tuple
                 raise ExportError(f"{path}, {place}: {error.msg}: {line.strip()}") from None
             if value := _MAGIC_VALUE.match(line):
                 magic[value[1]] = f"cell {number}, line {at + 1}, sets it by IPython: {line.strip()}"
-            lines[at] = re.match(r"\s*", line)[0] + "pass"  # type: ignore[index]  # matches any text
+            lines[at] = line[: len(line) - len(line.lstrip())] + "pass"
+            while line.endswith("\\") and at + 1 < len(lines):  # the magic goes on
+                at += 1
+                line, lines[at] = lines[at], ""
 
 
 def _is_magic(line: str) -> bool:
@@ -157,7 +160,8 @@ def _is_magic(line: str) -> bool:
 
 
 def _first_line(node: ast.stmt) -> int:
-    return min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(one.lineno for one in decorators)])
 
 
 def _text(node: ast.stmt, lines: list[str], source: str) -> str:

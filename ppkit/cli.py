@@ -13,7 +13,9 @@ from ppkit.errors import PpkitError
 
 __all__ = ["main"]
 
-DONE, DIFFERS, FAILED = 0, 1, 2  # exit codes; argparse also ends with 2 for arguments it cannot read
+# Exit codes; argparse also ends with 2 for arguments it cannot read.
+DONE, DIFFERS, FAILED = 0, 1, 2
+NOT_READY = DIFFERS
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,41 @@ def _build(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-COMMANDS = (Command("build", "make exercises/ from solutions/", _build_arguments, _build),)
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, for other programs")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from ppkit.doctor import as_json, examine, is_ready, verdict
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not arguments.json:
+            print(finding, flush=True)  # a check that hangs must not hide those before it
+    print(as_json(findings) if arguments.json else f"\n{verdict(findings)}")
+    return DONE if is_ready(findings) else NOT_READY
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a notebook (.ipynb) or a script (.py)")
+    parser.add_argument("--function", required=True, metavar="NAME", help="the function that every rank calls")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the script (default: NAME_torchrun.py)")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ppkit.export import export
+
+    for line in export(arguments.source, arguments.function, arguments.output).lines():
+        print(line)
+    return DONE
+
+
+COMMANDS = (
+    Command("build", "make exercises/ from solutions/", _build_arguments, _build),
+    Command("doctor", "tell whether this machine is ready for the course", _doctor_arguments, _doctor),
+    Command("export", "make a notebook's function a script for torchrun", _export_arguments, _export),
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; those of this process by default.
 
     Returns:
-        The exit code: 0 done, 1 the check found differences, 2 the command could not be carried out.
+        The exit code: 0 done, 1 what was checked is not as it should be, 2 the command could not be carried out.
     """
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Uses", "bound_names", "uses_of"]
+__all__ = ["Uses", "bound_names", "changed_names", "uses_of"]
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -62,6 +62,31 @@ def _bound(node: ast.AST) -> Iterator[str]:
             yield from _bound(child)
 
 
+def changed_names(statement: ast.stmt) -> set[str]:
+    """Return the names whose values a statement may change in place: `x[0] = 1`, `x.y = 1`, `x.append(1)`, `fill_(x)`.
+
+    A change inside a function that it calls is not seen.
+    """
+    changed = set()
+    for node in _own_nodes([statement]):
+        if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
+            changed.add(_root(node))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            called = node.value.func
+            if isinstance(called, ast.Attribute):
+                changed.add(_root(called))
+                if called.attr.endswith("_"):  # torch's sign of a function that works in place
+                    changed.update(map(_root, node.value.args))
+    return changed - {""}
+
+
+def _root(node: ast.AST) -> str:
+    """Return the name that `x.y[0].z()` begins with, or "" where it begins with something else."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 @dataclass
 class _Scope:
     """A function, a class or a comprehension, and the names that are its own."""
@@ -111,16 +136,15 @@ class _Visitor(ast.NodeVisitor):
         parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         parameters += [star for star in (arguments.vararg, arguments.kwarg) if star]
         outside = [*outside, *arguments.defaults, *arguments.kw_defaults, *(one.annotation for one in parameters)]
-        for expression in filter(None, outside):
-            self.visit(expression)
+        self._visit_in(_Scope("type parameters", _type_parameters(node)), filter(None, outside))
         declared = {name for inner in _own_nodes(body) if isinstance(inner, ast.Global) for name in inner.names}
         own = {one.arg for one in parameters} | bound_names(body) | _type_parameters(node)
         self.uses.set_later.update(own & declared)
         self._visit_in(_Scope("function", own - declared, declared), body)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for expression in [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]:
-            self.visit(expression)
+        outside = [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]
+        self._visit_in(_Scope("type parameters", _type_parameters(node)), outside)
         self._visit_in(_Scope("class", _type_parameters(node)), node.body)
 
     def visit_ListComp(self, node: _Comprehension) -> None:

@@ -230,7 +230,7 @@ def test_a_live_line_comes_after_a_second_and_is_wiped(
 
     launch(slow)
     *live, last = capsys.readouterr().out.split("\r")
-    assert any("s, 2 of 2 ranks at work; rank" in line and "| loading" in line for line in live)
+    assert any("s, 2 of 2 ranks not finished; rank" in line and "| loading" in line for line in live)
     assert last == "rank 0 | loading\nrank 1 | loading\n"
 
 
@@ -518,6 +518,17 @@ def test_both_sides_doing_the_same_first_is_explained(first: str) -> None:
     assert f"rank 0: waits in {call} rank 1, tag 0, float32 of shape [2])" in error.message
     assert "in _both" in error.message
     assert [p["peer"] for p in error.pending] == [1, 0]
+
+
+def test_waiting_for_an_isend_before_the_receive_is_explained() -> None:
+    def exchange() -> None:
+        x, peer = torch.ones(2), 1 - _rank()
+        dist.isend(x, peer).wait()
+        dist.recv(x, peer)
+
+    with pytest.raises(DeadlockError, match="An isend is done only when it is received") as caught:
+        launch(exchange)
+    assert "rank 0: waits in wait for isend(to rank 1, tag 0" in caught.value.message
 
 
 def test_tags_that_differ_are_named() -> None:

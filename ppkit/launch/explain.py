@@ -202,6 +202,10 @@ def _reason(logs: Sequence[RankLog]) -> str:
         steps = ", ".join(
             f"{r} waits for {calls[r]['peer']} to {'receive' if _sends(calls[r]) else 'send'}" for r in cycle
         )
+        if any(str(calls[r]["name"]) == "wait for isend" for r in cycle) and all(_sends(calls[r]) for r in cycle):
+            return (
+                f"A cycle: {steps}. An isend is done only when it is received: receive first, wait for it afterwards."
+            )
         if all(_sends(calls[r]) for r in cycle):
             return f"A cycle: {steps}. All of them send first; let one side receive first, or use isend."
         if not any(_sends(calls[r]) for r in cycle):

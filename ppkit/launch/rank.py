@@ -49,7 +49,7 @@ _PRELOAD = (
 )
 _PRELOAD_WHERE_THERE = ("torch.profiler._cupti_monitor",)  # not every release of torch has it
 RANK_MARK = "PPKIT_RANK"  # in the environment of every rank
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by the name that each system gives it
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by the name that each system gives it
 _FOREVER = timedelta(days=7)  # gloo's own limit never ends a run; the watcher does, with a reason
 
 
@@ -118,6 +118,8 @@ def preload() -> None:
         optimizer.step()
         optimizer.zero_grad()
     pickle.loads(pack(model.state_dict())[0])
+    with suppress(AttributeError):  # `init_process_group` empties these caches; in a rank that would copy their pages
+        torch._dynamo.trace_rules.clear_lru_cache()
     _observation.recorder = Recorder()
     _observation.undo = observing(_observation.recorder)
 
@@ -153,10 +155,10 @@ def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
 
 
 def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
-    for name in os.environ.keys() - plan.environment.keys():
+    environment = plan.environment | _torchrun_variables(rank, plan)
+    for name in os.environ.keys() - environment.keys():
         del os.environ[name]
-    os.environ.update(plan.environment)
-    os.environ.update(_torchrun_variables(rank, plan))
+    os.environ.update(dict(environment.items() - os.environ.items()))
     with suppress(FileNotFoundError):
         os.chdir(plan.directory)
     sys.path[:] = plan.path
@@ -198,8 +200,8 @@ def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": plan.n_ranks,
         RANK_MARK: rank,
     }
-    if sys.platform in _LOOPBACK:  # nothing listens where other machines, or their users, could reach it
-        variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _LOOPBACK[sys.platform])
+    if sys.platform in LOOPBACK:  # nothing listens where other machines, or their users, could reach it
+        variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), LOOPBACK[sys.platform])
     if not plan.devices:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # so that `torch.cuda.is_available()` says what the run uses
     return {name: str(value) for name, value in variables.items()}

@@ -92,9 +92,12 @@ class ForkServer:
         for rank, fd in enumerate(fds):
             pid = os.fork()
             if pid == 0:
-                self._become_rank(rank, fd, fds)
-                run_rank(rank, run_dir, Connection(fd))
-                os._exit(0)
+                try:
+                    self._become_rank(rank, fd, fds)
+                    run_rank(rank, run_dir, Connection(fd))
+                except BaseException:
+                    traceback.print_exc()  # into the rank's output, which its error quotes
+                os._exit(1)  # never back into the server's loop
             self._ranks[pid] = (str(run_dir), rank)
         for fd in fds:
             os.close(fd)

@@ -206,4 +206,6 @@ class Watcher:
             self._board.state(rank).waiting_since is not None for rank, log in enumerate(self.logs) if not log.over
         )
         working = sum(not log.over for log in self.logs)
-        return f"{working} of {len(self.logs)} ranks at work" + (f" ({waiting} waiting for another)" if waiting else "")
+        return f"{working} of {len(self.logs)} ranks not finished" + (
+            f", {waiting} waiting for another" if waiting else ""
+        )
