@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeAlias
 
@@ -164,6 +166,23 @@ def simulate(schedule: Schedule, costs: Costs = Costs()) -> Timeline:
         raise ScheduleError(f"simulate needs a Schedule, such as one_f_one_b(4, 8); got {schedule!r}")
     if not isinstance(costs, Costs):
         raise CostsError(f"costs must be a Costs, such as Costs(forward=1.0, backward=2.0); got {costs!r}")
+    with _no_collection():
+        return _simulate(schedule, costs)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector still: beside torch it would walk a million objects at every few thousand events."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _simulate(schedule: Schedule, costs: Costs) -> Timeline:
     check_contents(schedule)
     transfer = costs.transfer(schedule)
     table = rules(schedule, costs.seconds(schedule.n_stages), transfer)
