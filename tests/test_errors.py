@@ -63,7 +63,14 @@ EXAMPLES = [
 
 
 def test_every_error_is_listed_here() -> None:
-    assert {cls.__name__ for cls in PARENTS} == set(errors.__all__)
+    assert {cls.__name__ for cls in PARENTS} | {"Interrupted"} == set(errors.__all__)
+
+
+def test_an_interrupt_is_no_error_that_code_would_catch_by_chance() -> None:
+    interrupted = errors.Interrupted("stopped\n  rank 0: is computing")
+    assert isinstance(interrupted, KeyboardInterrupt)
+    assert not isinstance(interrupted, Exception)
+    assert interrupted._render_traceback_() == ["Interrupted: stopped", "  rank 0: is computing"]
 
 
 @pytest.mark.parametrize("cls", PARENTS)

@@ -156,12 +156,14 @@ def test_planted_bug_is_not_done_yet_and_has_a_hint() -> None:
         optimizer.zero_grad()
         output = stage(batch)
         dist.send(output.detach(), dst=1)
-        dist.recv(torch.empty_like(output), src=1)
-        output.sum().backward()
+        output_grad = torch.zeros_like(output)
+        output.backward(output_grad)
+        dist.recv(output_grad, src=1)
         optimizer.step()
 
     report = lab01.check_first_rank_step(planted)
-    assert (float(report), report.done, report.mistake) == (0.0, False, "N12")
+    assert (float(report), report.done, report.mistake) == (0.0, False, "N09")
+    assert "rank 0" in report.hints[2]
 
 
 # --- the tasks on paper ---
@@ -205,8 +207,10 @@ def test_wrong_schedule_is_shown_with_what_is_wrong(answer: Any, words: str) -> 
         ((0.25, 49152), 10, True, "is right"),
         ((..., ...), 0, False, "no number yet"),
         ((0.25, ...), 5, False, "no number yet"),
-        ((0.75, 49152), 5, True, "3 times"),
-        ((25, 49152 / 2), 0, True, "0.5 times"),
+        ((0.75, 49152), 5, True, "too large."),
+        ((25, 49152 / 2), 0, True, "too large. A fraction from 0 to 1 is asked, not a percentage"),
+        ((0.25, 49152 / 2), 5, True, "24576 bytes is too small."),
+        ((float("nan"), -1), 0, True, "is no number"),
         (("a quarter", [1]), 0, True, "is no number"),
     ],
 )

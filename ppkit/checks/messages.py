@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ppkit.checks.judge import Wrong
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import CRASH, MISSING_MESSAGE, UNPAIRED
+from ppkit.checks.mistakes.general import CRASH, FORGOTTEN_RECEIVE, MISSING_MESSAGE, UNPAIRED
 from ppkit.checks.mistakes.naive import N03, N04, N05, N06, N07, N11, N16
 from ppkit.checks.oracle import Pass
 from ppkit.errors import DeadlockError, RankError
@@ -59,6 +59,11 @@ class Expected:
     def links(self) -> Counter[Link]:
         """How many messages each sender sends to each receiver."""
         return Counter((m.sender, m.receiver) for m in self.messages)
+
+    @property
+    def sends_back(self) -> bool:
+        """Whether gradients travel in it: messages from a rank to one before it."""
+        return any(m.receiver < m.sender for m in self.messages)
 
     def wrong_size(self, nbytes: int, right: int, sender: int) -> Mistake:
         """The mistake by which `sender` sends, or somebody receives, `nbytes` bytes instead of `right`."""
@@ -138,11 +143,11 @@ def explain_deadlock(error: DeadlockError, expected: Expected, where: str) -> Wr
     n_ranks = error.timeline.n_ranks if error.timeline else len(expected.parameter_bytes)
     returned = [f"  rank {rank} has returned" for rank in range(n_ranks) if rank not in waiting]
     facts = "\n".join([f"{where}: a deadlock, no rank can go on.", *calls, *returned])
-    mistake, note = _why_stuck(error, expected)
+    mistake, note = _why_stuck(error, expected, set(range(n_ranks)) - waiting)
     return Wrong(facts, *filter(None, [note]), mistake=mistake, timeline=error.timeline, output=error.output)
 
 
-def _why_stuck(error: DeadlockError, expected: Expected) -> tuple[Mistake, str]:
+def _why_stuck(error: DeadlockError, expected: Expected, returned: set[int]) -> tuple[Mistake, str]:
     calls = [call for call in error.pending if call["peer"] is not None]
     sent = [event for event in error.timeline or () if event.kind == "SEND"]
     links = [_link_of(call) for call in calls] + [_of(event) for event in sent]
@@ -158,11 +163,17 @@ def _why_stuck(error: DeadlockError, expected: Expected) -> tuple[Mistake, str]:
                     return N04, ""
                 if call["tag"] != other["tag"]:
                     return UNPAIRED, f"The tags differ: {call['tag']} and {other['tag']}."
-    counted = Counter(_of(event) for event in sent if event.name != "isend")
+    arrived = Counter(_of(event) for event in sent if event.message is not None)
     for call in calls:
-        link = _link_of(call)
-        if _sends(call) and counted[link] >= expected.links[link]:
-            return N16, f"Rank {link[1]} has already got from rank {link[0]} what it needs."
+        sender, receiver = link = _link_of(call)
+        if not _sends(call):
+            continue
+        if arrived[link] >= expected.links[link]:
+            return N16, f"Rank {receiver} has already got from rank {sender} what it needs."
+        if receiver in returned:
+            look = FORGOTTEN_RECEIVE.look.replace("the receiving rank", f"rank {receiver}")
+            fact = f"Rank {receiver} has returned without receiving the message from rank {sender}."
+            return replace(FORGOTTEN_RECEIVE, look=look), fact
     return UNPAIRED, ""
 
 

@@ -67,7 +67,8 @@ def run(stages: Sequence[nn.Module], batch: Batch, mistake: str = "") -> tuple[f
     Args:
         stages: of the model; their `.grad` are left alone.
         batch: inputs and classes.
-        mistake: "N12": stages in front ignore the gradient from the next; "N13": they take their own loss.
+        mistake: "N12": stages in front ignore the gradient from the next; "N13": they take their own loss;
+            "activation": they are sent their own output in place of its gradient.
 
     Returns:
         the loss, and each stage's part.
@@ -85,6 +86,8 @@ def run(stages: Sequence[nn.Module], batch: Batch, mistake: str = "") -> tuple[f
         stage_input, output = values[index]
         if mistake == "N12" and index < len(stages) - 1:
             output_grad = torch.ones_like(output)
+        elif mistake == "activation" and index < len(stages) - 1:
+            output_grad = output.detach()
         elif mistake == "N13":
             output_grad = _loss_grad(output, targets)
         names, parameters = zip(*stages[index].named_parameters(), strict=True)

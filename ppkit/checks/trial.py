@@ -14,7 +14,7 @@ from ppkit.checks.judge import Unfinished, Verdict, Wrong
 from ppkit.checks.messages import Expected, explain_deadlock, explain_signal, require_messages
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT
-from ppkit.checks.mistakes.naive import N02, N05, N06, N07, N08, N12
+from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, LaunchError, RankError
 from ppkit.launch import launch
@@ -27,7 +27,7 @@ TIME_LIMIT = 10.0  # seconds; a right answer takes 0.2, and a busy server is slo
 
 # What torch says -> the mistake behind it. The first that matches counts.
 _RAISED = (
-    (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02),
+    (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02_SENT),
     (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
     (r"contiguous", N08),
     (r"grad can be implicitly created only for scalar outputs", N12),
@@ -127,4 +127,6 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         mistake = ENDLESS
     elif error.kind == "exception":
         mistake = next((m for pattern, m in _RAISED if re.search(pattern, message)), EXCEPTION)
+        if mistake is N02_SENT and ("recv" in message or not expected.sends_back):
+            mistake = EXCEPTION  # no gradient is sent there
     return Wrong(fact, mistake=mistake, timeline=error.timeline, output=error.output)

@@ -75,9 +75,12 @@ def _estimate(name: str, value: Any, right: float, unit: str) -> tuple[str, type
         return f"`{name}` is no number: {value!r}.", Wrong
     if math.isclose(guess, right, rel_tol=1e-3):
         return f"`{name}`: {guess:g}{unit} is right.", Passed
-    ratio = guess / right
-    times = f"{ratio:.4g} times" if 0.01 <= abs(ratio) <= 1000 else "far from"
-    return f"`{name}`: {guess:g}{unit} is {times} the right number.", Wrong
+    if math.isnan(guess):
+        return f"`{name}` is no number: {value!r}.", Wrong
+    text = f"`{name}`: {guess:g}{unit} is too {'small' if guess < right else 'large'}."
+    if not unit and guess > 1:
+        text += " A fraction from 0 to 1 is asked, not a percentage."
+    return text, Wrong
 
 
 @lru_cache(maxsize=1)

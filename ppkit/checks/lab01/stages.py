@@ -12,7 +12,7 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import backward_messages, forward_messages
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.naive import N01, N02, N07, N09, N12, NO_GRAPH
+from ppkit.checks.mistakes.naive import ACTIVATION_BACK, N01, N02, N07, N09, N12, NO_GRAPH
 from ppkit.checks.oracle import Batch, build_stages, run
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, difference, first_difference
@@ -75,7 +75,9 @@ def _judge_returned(trial: Trial) -> None:
         if "output" not in seen:
             returned = seen["returned"]
             text = f"your function returned {returned}; it must return two tensors, the stage's input and its output."
-            raise trial.wrong(text, RETURNED, rank=rank) if returned else trial.unfinished(text, rank=rank)
+            if returned is None and not any(trial.timeline.bytes_sent):
+                raise trial.unfinished("your function returned None, and nothing was sent.", rank=rank)
+            raise trial.wrong(text, RETURNED, rank=rank)
 
 
 def _why_wrong(trial: Trial, rank: int, output: torch.Tensor) -> Mistake:
@@ -122,6 +124,11 @@ def check_backward_stage(backward_stage: Any) -> Passed:
             if all_equal(got[rank], without_received[rank].grads):
                 raise trial.wrong("its gradients are those of the sum of its outputs.", N12, rank=rank)
         trial.require_messages()
+        _, from_activations = run(stages, batch, "activation")
+        for rank in reversed(range(len(stages) - 1)):
+            if all_equal(got[rank], from_activations[rank].grads):
+                text = f"the message from rank {rank + 1} to rank {rank} is the activation itself, not its gradient"
+                raise trial.wrong(f"{text} ∂L/∂(stage_input).", ACTIVATION_BACK)
         for rank in reversed(range(len(stages))):
             if text := first_difference(got[rank], passes[rank].grads):
                 raise trial.wrong(f"the gradient of {text}.", WRONG_VALUES, rank=rank)

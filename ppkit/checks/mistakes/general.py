@@ -71,6 +71,14 @@ UNPAIRED = Mistake(
     "The waiting call, and then the code of its peer: which line there should answer it, and does that line run?",
 )
 
+FORGOTTEN_RECEIVE = Mistake(
+    "",
+    "A rank sends, and waits for ever: the rank that it sends to never took the message, and has returned.",
+    "A blocking send returns when the other side has received. A rank that has returned answers no more.",
+    "The receive is missing, or your code does not reach it on this rank. "
+    "Which line of the receiving rank should take this message?",
+)
+
 MISSING_MESSAGE = Mistake(
     "",
     "A message that the task needs was never sent.",
@@ -80,10 +88,13 @@ MISSING_MESSAGE = Mistake(
 
 WRONG_VALUES = Mistake(
     "",
-    "The messages are as they should be, and the numbers are not. The report names the first rank that differs.",
+    "The messages have the right sizes and ways, and the numbers are wrong. "
+    "The report names the first rank that differs.",
     "On several ranks the same numbers must come out as in one process. The first rank that differs, in the order in "
-    "which the computation visits them, is where the mistake is; the others only pass it on.",
-    "What this rank computes from what it received. Print both in your function, and compare them with one process.",
+    "which the computation visits them, is where the mistake is, or the rank that sent it its numbers; "
+    "the others only pass it on.",
+    "What this rank received, and what it computes from it. "
+    "Print both in your function, and compare them with one process.",
 )
 
 SCHEDULE = Mistake(
@@ -97,8 +108,7 @@ SCHEDULE = Mistake(
 
 ESTIMATE = Mistake(
     "",
-    "A number is not the one that comes out on real ranks. The report says by which factor.",
-    "A factor of 2, of 4 or of the number of ranks mostly means that one direction, the size of a number, "
-    "or one rank too many or too few was counted.",
+    "A number is not the one that comes out on real ranks. The report says whether it is too small or too large.",
+    "Mostly a direction was left out, or the size of a number, or one rank too many or too few was counted.",
     "Draw the ranks in a row. Write on each arrow between them what travels along it in one step, in each direction.",
 )

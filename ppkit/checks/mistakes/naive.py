@@ -24,6 +24,16 @@ N02 = Mistake(
     "and the one whose gradient is read. Are they one and the same object?",
 )
 
+N02_SENT = Mistake(
+    "N02",
+    "A rank sends a gradient that is not there: `.grad` is `None`.",
+    "`.grad` is filled during the backward, and only in a leaf that had asked for a gradient before the stage ran. "
+    "It stays `None` if nobody asked, if the question came after the stage, if the backward has not run yet, "
+    "or if the tensor is not the leaf.",
+    "Which of the four is it? Look at the line that asks, the call of the stage, the backward and the send, "
+    "in that order.",
+)
+
 N03 = Mistake(
     "N03",
     "A deadlock: two ranks send to each other, and both wait until the other one receives.",
@@ -81,6 +91,15 @@ N09 = Mistake(
     "The order of three things: the receive begins, it is complete, the buffer is used.",
 )
 
+N09_BACKWARD = Mistake(
+    "N09",
+    "Rank 0 sends and receives what it should, but its backward did not use what came from rank 1.",
+    "A receive fills its buffer when it runs, not before. Whoever reads the buffer earlier gets what it was made with, "
+    "and no error.",
+    "Three lines of rank 0 concern the buffer: one makes it, one fills it, one reads it. "
+    "In which order do they run?",
+)
+
 N11 = Mistake(
     "N11",
     "The message has the size of a parameter's gradient, not of an activation's.",
@@ -95,7 +114,15 @@ N12 = Mistake(
     "as if each output mattered as much as any other.",
     "The chain rule multiplies by the gradient that comes from the next stage. "
     "A backward that is started without it takes ones instead, and what was received has no effect.",
-    "The line that starts the backward on a rank in the middle. Where does the received gradient enter it?",
+    "The line that starts the backward on a rank that is not the last. Where does the received gradient enter it?",
+)
+
+N12_FIRST = Mistake(
+    "N12",
+    "On rank 0 the gradients are those of the sum of the stage's outputs: "
+    "as if each output mattered as much as any other.",
+    N12.why,
+    "The line of rank 0 that starts the backward. Where does the received gradient enter it?",
 )
 
 N13 = Mistake(
@@ -118,6 +145,14 @@ N16 = Mistake(
     "Each send needs its own receive. A blocking send then waits for ever; one that does not block leaves a message "
     "that the next receive of this pair takes for its own.",
     "Count, for each pair of neighbours, the sends of the one and the receives of the other during one pass.",
+)
+
+ACTIVATION_BACK = Mistake(
+    "",
+    "The message that goes back has the right size, but it is the activation once more, not a gradient.",
+    "A tensor and its gradient are two tensors of the same shape. "
+    "The rank before knows the activation: it has computed it. What it lacks is how the loss changes with it.",
+    "The tensor in your backward send. Did it change in the backward?",
 )
 
 NO_GRAPH = Mistake(
