@@ -72,7 +72,7 @@ def _operations() -> float:
             dist.recv(x, peer)
             dist.send(x, peer)
         times.append(time.perf_counter() - begun)
-    return median(times)
+    return sorted(times)[N_REPEATS // 10]  # what others do on the machine can only add
 
 
 def drawing() -> Iterator[Result]:

@@ -37,9 +37,14 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
 
     @functools.wraps(original)
     def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if getattr(inside, "depth", 0) or recorder.in_backward or not _has_parameters(module):
+        if inside.depth or recorder.in_backward:
+            # A submodule: what `original` does, without its frame, so that all of them together cost next to nothing.
+            if module._compiled_call_impl is None:
+                return module._call_impl(*args, **kwargs)
             return original(module, *args, **kwargs)
         stage = recorder.stage_of(module)
+        if stage is None:
+            return original(module, *args, **kwargs)
         microbatch = recorder.next_microbatch(stage)
         start = time.perf_counter()
         inside.depth = 1
@@ -47,7 +52,7 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
             output = original(module, *args, **kwargs)
         finally:
             inside.depth = 0
-        _settle(output)
+        _settle(recorder)
         row = recorder.compute("F", start, stage, microbatch, recorder.stated("F", stage), type(module).__name__)
         _tie(Token(row, stage, _parents(args, kwargs)), output)
         return output
@@ -55,14 +60,9 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
     return __call__
 
 
-def _has_parameters(module: nn.Module) -> bool:
-    """Tell a stage from a loss function or an activation that is called by itself."""
-    return next(module.parameters(), None) is not None
-
-
-def _settle(output: Any) -> None:
+def _settle(recorder: Recorder) -> None:
     """Wait for the GPU, which otherwise computes on while the clock is read."""
-    if torch.cuda.is_initialized():
+    if recorder.on_gpu:
         torch.cuda.current_stream().synchronize()
 
 
@@ -79,7 +79,12 @@ def _tie(token: Token, output: Any) -> None:
 
 
 def _parents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Token, ...]:
-    tensors = args if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args) else tree_leaves((args, kwargs))
+    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):  # mostly
+        tensors = list(args)
+        if args[0].grad_fn is None:
+            return ()
+    else:
+        tensors = tree_leaves((args, kwargs))
     return tuple(_tokens(t.grad_fn for t in tensors if isinstance(t, torch.Tensor) and t.grad_fn is not None))
 
 
@@ -157,12 +162,11 @@ def _run_backward(recorder: Recorder, kind: str, roots: list[torch.Tensor], kept
         result = run()
     finally:
         recorder.in_backward = False
-    _settle(roots)
+    _settle(recorder)
     stated = [s for token in tokens if (s := recorder.stated(kind, token.stage)) is not None]
     stage, microbatch = (tokens[0].stage, tokens[0].row.microbatch) if tokens else (None, None)
     name = "backward"
-    microbatches = sorted({token.row.microbatch or 0 for token in tokens})
-    if len(microbatches) > 1:
+    if len(tokens) > 1 and len(microbatches := sorted({token.row.microbatch or 0 for token in tokens})) > 1:
         microbatch = None
         name = "backward of micro-batches " + ", ".join(map(str, microbatches))
     row = recorder.compute(kind, start, stage, microbatch, sum(stated) if stated else None, name)
@@ -180,7 +184,7 @@ def observe_optimizers(recorder: Recorder) -> tuple[RemovableHandle, RemovableHa
         starts[id(optimizer)] = time.perf_counter()
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-        _settle(None)
+        _settle(recorder)
         start = starts.pop(id(optimizer))
         name = f"{type(optimizer).__name__}.step"
         recorder.compute("OPTIM", start, None, None, recorder.stated("OPTIM", recorder.rank), name)

@@ -9,6 +9,8 @@ from collections import defaultdict
 from types import FrameType
 from typing import Any
 
+import torch
+
 from ppkit.emulate import Emulation, sleep_until
 from ppkit.launch.board import Board
 from ppkit.launch.frames import learner_frames
@@ -42,6 +44,12 @@ class Token:
         self.release(time.perf_counter())
 
 
+class Inside(threading.local):
+    """Whether an outermost operation is running in this thread."""
+
+    depth = 0
+
+
 class Recorder:
     """What one rank did so far; made before the fork, and begun in the rank."""
 
@@ -51,7 +59,8 @@ class Recorder:
     emulation: Emulation | None
 
     def __init__(self) -> None:
-        self.inside = threading.local()  # .depth: an outermost operation is running in this thread
+        self.inside = Inside()
+        self.on_gpu = False
         self.in_backward = False
         self._rows: list[Row] = []
         self._stages: dict[int, int] = {}  # id of an outermost module -> its stage
@@ -73,6 +82,7 @@ class Recorder:
         self.n_ranks = n_ranks
         self.board = board
         self.emulation = emulation
+        self.on_gpu = torch.cuda.is_available()
 
     def rows(self) -> list[Row]:
         """Return the events so far, a call that has not returned among them."""
@@ -85,13 +95,17 @@ class Recorder:
 
     # Computation
 
-    def stage_of(self, module: object) -> int:
-        """Return the stage that an outermost module is: `rank`, and `rank + n_ranks` and so on for further ones."""
-        key = id(module)
-        if key not in self._stages:
-            self._stages[key] = self.rank + len(self._modules) * self.n_ranks
+    def stage_of(self, module: torch.nn.Module) -> int | None:
+        """Return the stage that an outermost module is: `rank`, and `rank + n_ranks` and so on for further ones.
+
+        None for one without parameters: a loss function or an activation that is called by itself.
+        """
+        stage = self._stages.get(id(module))
+        if stage is None and next(module.parameters(), None) is not None:
+            stage = self.rank + len(self._modules) * self.n_ranks
+            self._stages[id(module)] = stage
             self._modules.append(module)
-        return self._stages[key]
+        return stage
 
     def next_microbatch(self, stage: int) -> int:
         """Number the forwards of a stage from 0 since the last optimizer step."""
