@@ -51,6 +51,7 @@ def test_a_cell_can_be_emulated_and_drawn(shell: InteractiveShell, capsys: pytes
     shell.run_cell("import torch, ppkit\nslow = ppkit.Emulation(forward=0.01)")
     shell.run_cell("%%ranks 2 --emulate slow --timeline --out run\ntorch.nn.Linear(2, 2)(torch.ones(2))").raise_error()
     assert shell.user_ns["run"].timeline.source == "measured, emulated"
+    assert shell.user_ns["run"].timeline.name == "cell"
     assert "measured, emulated" in capsys.readouterr().out
 
 

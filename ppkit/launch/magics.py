@@ -32,12 +32,13 @@ class CellBody:
         source: Python; empty lines in front keep the line numbers of the cell.
         filename: under which IPython knows the cell.
         namespace: the notebook's variables that the body uses.
+        __name__: what its timeline is called.
     """
 
     source: str
     filename: str
     namespace: dict[str, Any] = field(repr=False)
-    __name__: str = "cell"
+    __name__: str
 
     def __call__(self) -> Any:
         """Run the body; return the value of its last line, if that is an expression."""
@@ -144,4 +145,4 @@ def body_of(shell: InteractiveShell, cell: str) -> CellBody:
         for name, value in shell.user_ns.items()
         if name in used and not (name in hidden and value is hidden[name])
     }
-    return CellBody(source, filename, namespace)
+    return CellBody(source, filename, namespace, "cell")
