@@ -74,10 +74,10 @@ def _judge_returned(trial: Trial) -> None:
     for rank, seen in enumerate(trial.results):
         if "output" not in seen:
             returned = seen["returned"]
-            text = f"your function returned {returned}; it must return two tensors, the stage's input and its output."
             if returned is None and not any(trial.timeline.bytes_sent):
                 raise trial.unfinished("your function returned None, and nothing was sent.", rank=rank)
-            raise trial.wrong(text, RETURNED, rank=rank)
+            text = f"your function returned {returned or 'nothing'}; it must return two tensors, "
+            raise trial.wrong(f"{text}the stage's input and its output.", RETURNED, rank=rank)
 
 
 def _why_wrong(trial: Trial, rank: int, output: torch.Tensor) -> Mistake:

@@ -27,7 +27,8 @@ N02 = Mistake(
 N02_SENT = Mistake(
     "N02",
     "A rank sends a gradient that is not there: `.grad` is `None`.",
-    "`.grad` is filled during the backward, and only in a leaf that had asked for a gradient before the stage ran. "
+    "The `.grad` of a tensor is filled during the backward, and only in a leaf that had asked for a gradient "
+    "before the stage ran. "
     "It stays `None` if nobody asked, if the question came after the stage, if the backward has not run yet, "
     "or if the tensor is not the leaf.",
     "Which of the four is it? Look at the line that asks, the call of the stage, the backward and the send, "
@@ -96,8 +97,7 @@ N09_BACKWARD = Mistake(
     "Rank 0 sends and receives what it should, but its backward did not use what came from rank 1.",
     "A receive fills its buffer when it runs, not before. Whoever reads the buffer earlier gets what it was made with, "
     "and no error.",
-    "Three lines of rank 0 concern the buffer: one makes it, one fills it, one reads it. "
-    "In which order do they run?",
+    "Three lines of rank 0 concern the buffer: one makes it, one fills it, one reads it. In which order do they run?",
 )
 
 N11 = Mistake(

@@ -143,9 +143,9 @@ def runs_before_the_message_is_there(stage, batch, shape, rank, n_ranks):
     if rank > 0:
         x = torch.full(shape, 9.0, dtype=torch.float64)
         work = dist.irecv(x, rank - 1)
+        y = stage(x.clone().requires_grad_())
         if rank == 1:
             dist.send(torch.zeros(1), 0, tag=1)  # only now may rank 0 send
-        y = stage(x.clone().requires_grad_())
         work.wait()
     else:
         y = stage(x)
@@ -188,6 +188,33 @@ def tags_differ(stage, batch, shape, rank, n_ranks):
 def sends_nothing(stage, batch, shape, rank, n_ranks):
     x = torch.zeros(shape, dtype=torch.float64, requires_grad=True) if rank else batch
     return x, stage(x)
+
+
+@fails("check_forward_stage", None, "Rank 1 has returned without receiving the message from rank 0")
+def makes_a_buffer_and_forgets_the_receive(stage, batch, shape, rank, n_ranks):
+    x = torch.empty(shape, dtype=torch.float64, requires_grad=True) if rank else batch
+    y = stage(x)
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
+    return x, y
+
+
+@fails("check_forward_stage", None, "your function returned nothing")
+def forgets_the_return(stage, batch, shape, rank, n_ranks):
+    x = receive(shape, rank - 1) if rank else batch
+    y = stage(x)
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
+
+
+@fails("check_forward_stage", None, "rank 1 raised", "NoneType")
+def receives_into_the_batch(stage, batch, shape, rank, n_ranks):
+    if rank:
+        dist.recv(batch, rank - 1)
+    y = stage(batch)
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
+    return batch, y
 
 
 @fails("check_forward_stage", None, "cannot start from the output")
@@ -303,6 +330,37 @@ def reads_the_gradient_of_the_output(stage_input, output, loss, rank, n_ranks):
         dist.send(output.grad, rank - 1)
 
 
+@fails("check_backward_stage", "N02", "NoneType")
+def sends_before_its_backward(stage_input, output, loss, rank, n_ranks):
+    if rank > 0:
+        dist.send(stage_input.grad, rank - 1)
+    if loss is not None:
+        loss.backward()
+    else:
+        grad = torch.empty_like(output)
+        dist.recv(grad, rank + 1)
+        output.backward(grad)
+
+
+@fails("check_backward_stage", None, "the message from rank 1 to rank 0 is the activation itself, not its gradient")
+def sends_the_activation_back(stage_input, output, loss, rank, n_ranks):
+    if loss is not None:
+        loss.backward()
+    else:
+        grad = torch.empty_like(output)
+        dist.recv(grad, rank + 1)
+        output.backward(grad)
+    if rank > 0:
+        dist.send(stage_input.detach(), rank - 1)
+
+
+@fails("check_backward_stage", None, "Rank 0 has returned without receiving the message from rank 1")
+def only_the_last_takes_part(stage_input, output, loss, rank, n_ranks):
+    if loss is not None:
+        loss.backward()
+        dist.send(stage_input.grad, rank - 1)
+
+
 @fails("check_backward_stage", "N05", "from rank 0 to rank 1")
 def sends_gradients_forward(stage_input, output, loss, rank, n_ranks):
     if loss is not None:
@@ -394,6 +452,53 @@ def every_stage_has_its_own_loss(stage, optimizer, batch, targets, shape, rank, 
     return loss.item()
 
 
+@fails("check_train_step", None, "rank 0: no gradient reached it: no message went from rank 1 to rank 0.")
+def only_the_last_runs_a_backward(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    optimizer.zero_grad()
+    _, output = forward_stage(stage, batch, shape, rank, n_ranks)
+    loss = None
+    if rank == n_ranks - 1:
+        loss = nn.functional.cross_entropy(output, targets)
+        loss.backward()
+    optimizer.step()
+    return loss
+
+
+@fails("check_train_step", None, "Rank 0 has returned without receiving", "ppkit's own functions")
+def only_the_last_calls_the_backward(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    optimizer.zero_grad()
+    stage_input, output = forward_stage(stage, batch, shape, rank, n_ranks)
+    loss = None
+    if rank == n_ranks - 1:
+        loss = nn.functional.cross_entropy(output, targets)
+        backward_stage(stage_input, output, loss, rank, n_ranks)
+    optimizer.step()
+    return loss
+
+
+@fails("check_train_step", None, "the last rank, 1, returns nothing; it returns the loss")
+def forgets_to_return_the_loss(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    optimizer.zero_grad()
+    stage_input, output = forward_stage(stage, batch, shape, rank, n_ranks)
+    loss = nn.functional.cross_entropy(output, targets) if rank == n_ranks - 1 else None
+    backward_stage(stage_input, output, loss, rank, n_ranks)
+    optimizer.step()
+
+
+@fails("check_train_step", "N02", "NoneType")
+def sends_a_gradient_that_nobody_asked_for(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    x = receive(shape, rank - 1) if rank else batch
+    y = stage(x)
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
+        y.backward(receive(y.shape, rank + 1))
+    else:
+        nn.functional.cross_entropy(y, targets).backward()
+    if rank:
+        dist.send(x.grad, rank - 1)
+    optimizer.step()
+
+
 @fails("check_train_step", "N14", "rank 0", "what they were before")
 def only_the_last_takes_a_step(stage, optimizer, batch, targets, shape, rank, n_ranks):
     optimizer.zero_grad()
@@ -452,6 +557,37 @@ def takes_the_gradient_for_the_output(stage, optimizer, batch):
     dist.recv(output_grad, src=1)
     output.backward(-output_grad + 1)
     optimizer.step()
+
+
+@fails("check_first_rank_step", "N12", "rank 0", "sum of its outputs")
+def starts_the_backward_from_a_sum(stage, optimizer, batch):
+    optimizer.zero_grad()
+    output = stage(batch)
+    dist.send(output.detach(), dst=1)
+    dist.recv(torch.zeros_like(output), src=1)
+    output.sum().backward()
+    optimizer.step()
+
+
+@fails("check_first_rank_step", "N09", "rank 0", "something else")
+def reads_ones_before_the_receive(stage, optimizer, batch):
+    optimizer.zero_grad()
+    output = stage(batch)
+    dist.send(output.detach(), dst=1)
+    output_grad = torch.full_like(output, 2.0)
+    output.backward(output_grad)
+    dist.recv(output_grad, src=1)
+    optimizer.step()
+
+
+@fails("check_first_rank_step", "N14", "rank 0", "what they were before")
+def takes_the_step_away(stage, optimizer, batch):
+    optimizer.zero_grad()
+    output = stage(batch)
+    dist.send(output.detach(), dst=1)
+    output_grad = torch.zeros_like(output)
+    dist.recv(output_grad, src=1)
+    output.backward(output_grad)
 
 
 @fails("check_first_rank_step", "G22", "rank 0", "after step 1")
