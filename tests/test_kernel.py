@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import descendants
 
 manager = pytest.importorskip("jupyter_client.manager")
 
@@ -76,20 +77,6 @@ def kernel() -> Iterator[Kernel]:
     kernel.manager.shutdown_kernel(now=True)
 
 
-def _descendants(root: int) -> set[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {root}
-
-
 def _wait_until(done: Any, seconds: float) -> None:
     deadline = time.perf_counter() + seconds
     while not done() and time.perf_counter() < deadline:
@@ -101,9 +88,9 @@ def _start_hanging(kernel: Kernel, how: str) -> set[int]:
     """Let a cell hang; return the processes that it has started."""
     assert kernel.run(WORKING) == "(0, 1)"
     kernel.client.execute(HANGING[how] + "\nlaunch(stay, n_ranks=2)")
-    _wait_until(lambda: len(_descendants(kernel.pid)) >= 3, 30)  # the fork server and two ranks
+    _wait_until(lambda: len(descendants(kernel.pid)) >= 3, 30)  # the fork server and two ranks
     time.sleep(0.3)
-    return _descendants(kernel.pid)
+    return descendants(kernel.pid)
 
 
 @pytest.mark.parametrize("how", HANGING)
@@ -114,7 +101,7 @@ def test_the_stop_button_ends_the_run_and_the_next_one_works(kernel: Kernel, how
     assert "Interrupted: The run was interrupted; its ranks have been ended." in output
     assert "rank 0: " in output
     assert "ppkit/launch" not in output
-    _wait_until(lambda: len(_descendants(kernel.pid)) == 1, 5)  # the fork server stays
+    _wait_until(lambda: len(descendants(kernel.pid)) == 1, 5)  # the fork server stays
     assert kernel.run(WORKING) == "(0, 1)"
 
 

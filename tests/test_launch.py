@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import descendants
 
 import ppkit
 from ppkit.emulate import Emulation
@@ -598,22 +599,26 @@ def test_a_long_computation_is_no_deadlock() -> None:
     assert launch(slow_sender).results == (1.0, 2.0)
 
 
+@pytest.mark.parametrize("how", ["message", "collective"])
+def test_a_large_message_on_its_way_is_no_deadlock(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["ppkit.launch.watch"], "_STUCK", 0.01)
+    monkeypatch.setattr(sys.modules["ppkit.launch.watch"], "_TICK", 0.01)
+
+    def exchange() -> float:
+        x = torch.full((60_000_000,), float(_rank() + 1))  # 240 MB take some tenths of a second
+        dist.barrier()
+        if how == "collective":
+            dist.all_reduce(x)
+        elif _rank() == 0:
+            dist.send(x, 1)
+        else:
+            dist.recv(x, 0)
+        return x[-1].item()
+
+    assert launch(exchange).results == ((3.0, 3.0) if how == "collective" else (1.0, 1.0))
+
+
 # Nothing is left
-
-
-def _processes_of(root: int) -> set[int]:
-    """Process ids of a process and of all that it started, ranks and the server's other children included."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int(entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
@@ -628,13 +633,13 @@ def test_no_process_file_or_descriptor_is_left(how: str) -> None:
             time.sleep(60)
 
     launch(_rank)  # the server is there, and stays
-    processes, descriptors = _processes_of(os.getpid()), set(os.listdir("/proc/self/fd"))
+    processes, descriptors = descendants(os.getpid()), set(os.listdir("/proc/self/fd"))
     if how in ("raises", "hangs"):
         with pytest.raises(RankError):
             launch(work, timeout=0.3)
     else:
         launch(work)
-    assert _processes_of(os.getpid()) == processes
+    assert descendants(os.getpid()) == processes
     assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     assert not list(Path(tempfile.gettempdir()).glob(f"ppkit-{os.getpid()}-*"))
 
@@ -658,7 +663,7 @@ def test_the_ranks_end_with_the_notebook_that_is_killed(tmp_path: Path) -> None:
     while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.perf_counter() < deadline:
         time.sleep(0.05)
     assert len(pids) == 2
-    children = _processes_of(notebook.pid) - {notebook.pid}
+    children = descendants(notebook.pid)
     assert len(children) == 3  # the fork server and two ranks
     notebook.kill()
     notebook.wait()

@@ -72,6 +72,25 @@ def deadlock(logs: Sequence[RankLog], seconds: float) -> DeadlockError:
     return DeadlockError(text, rank=pending[0]["rank"] if pending else None, kind="timeout", pending=pending)
 
 
+def cannot_move(logs: Sequence[RankLog]) -> bool:
+    """Tell whether no two of the calls that the ranks wait in belong together.
+
+    Calls that do are on their way: a large message takes seconds in which nothing else is to be seen.
+    """
+    calls = {rank: log.pending for rank, log in enumerate(logs) if log.pending is not None}
+    if any(not log.answered or log.pending is None for log in logs if log.result is None):
+        return False  # somebody computes, or was too busy to answer
+    if len(calls) == len(logs) and len({(call["name"], call["peer"]) for call in calls.values()}) == 1:
+        return all(call["peer"] is not None for call in calls.values())
+    for sender, sent in calls.items():
+        wanted = calls.get(sent["peer"])
+        if wanted is None or not _sends(sent) or _sends(wanted):
+            continue
+        if wanted["peer"] in (sender, None) and wanted["tag"] == sent["tag"]:
+            return False
+    return True
+
+
 # One rank
 
 

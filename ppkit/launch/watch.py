@@ -21,6 +21,7 @@ from ppkit.observe.fields import Row
 _TICK = 0.05
 _GRACE = 0.5  # seconds after a failure in which the other ranks may report theirs
 _STUCK = 1.5  # seconds without progress, every living rank waiting for another, that make a deadlock
+_PATIENCE = 60.0  # the same where the calls match, as they do while a large message is on its way
 _ANSWER = 0.5  # seconds in which a rank answers what it is doing; one that holds Python's lock does not
 
 
@@ -81,7 +82,7 @@ class Watcher:
         self._board = board
         self._timeout = timeout
         self.logs = [RankLog() for _ in controls]
-        self._begun = self._progressed = time.perf_counter()
+        self._begun = self._progressed = self._asked = time.perf_counter()
         self._progress: list[int] = []
 
     def run(self) -> None:
@@ -110,7 +111,10 @@ class Watcher:
             self._check_time()
             if self._is_stuck():
                 self._ask()
-                raise explain.deadlock(self.logs, time.perf_counter() - self._progressed)
+                seconds = time.perf_counter() - self._progressed
+                if explain.cannot_move(self.logs) or seconds > _PATIENCE:
+                    raise explain.deadlock(self.logs, seconds)
+                self._asked = time.perf_counter()
             live.update(self._doing())
         if any(log.failed for log in self.logs):
             raise self._failure()
@@ -188,7 +192,7 @@ class Watcher:
         if progress != self._progress or any(state.waiting_since is None for state in states):
             self._progress = progress
             self._progressed = now
-        return bool(states) and now - self._progressed > _STUCK
+        return bool(states) and now - max(self._progressed, self._asked) > _STUCK
 
     def _check_time(self) -> None:
         if self._timeout is not None and time.perf_counter() - self._begun > self._timeout:
