@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
 import importlib.util
 import io
@@ -11,7 +12,6 @@ import pickle
 import random
 import signal
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -134,7 +134,7 @@ def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
     faults = (run_dir / f"fault.{rank}").open("w")  # open as long as the process
     faulthandler.enable(faults)  # of all threads: an abort in gloo's own thread is about the learner's line
     reporter = Reporter(rank, control)
-    threading.Thread(target=reporter.answer, name="ppkit control", daemon=True).start()
+    _thread.start_new_thread(reporter.answer, ())  # `Thread.start` waits until it runs, with all cores taken
     try:
         plan: Plan = pickle.loads((run_dir / "plan").read_bytes())
         result = _call(rank, plan, run_dir, reporter)
