@@ -171,12 +171,11 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
 
     torch.set_num_threads(plan.threads)
     if plan.devices:
+        torch.cuda.set_device(plan.devices[rank])
         torch.manual_seed(plan.seed)
     else:
         torch.default_generator.manual_seed(plan.seed)  # the other looks for every kind of device, for 5 ms
     random.seed(plan.seed)
-    if plan.devices:
-        torch.cuda.set_device(plan.devices[rank])
     if plan.observe:
         _observation.recorder.begin(rank, plan.n_ranks, Board(run_dir / "board", plan.n_ranks), plan.emulation)
         reporter.recorder = _observation.recorder

@@ -24,7 +24,7 @@ class Token:
 
     Args:
         row: the forward's event.
-        module: key of the outermost module that was called.
+        stage: the outermost module that was called.
         parents: tokens of the forwards whose outputs went into this one without a detach.
     """
 
