@@ -77,6 +77,10 @@ def main(function: object) -> None:
     import torch
     import torch.distributed as dist
 
+    # Imported later, as an optimizer does, it keeps the process group in its default arguments: gloo's threads then
+    # live until Python ends, and may abort the rank.
+    import torch.distributed.nn.functional  # noqa: F401
+
     assert callable(function)
     args, kwargs, timeline = _read_options(function)
     # CPU tensors go over gloo on GPUs too, so that the same function runs on both.

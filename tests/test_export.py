@@ -541,6 +541,30 @@ def test_timeline_of_torchrun_holds_what_launch_observes(tmp_path: Path) -> None
 
 @pytest.mark.ranks
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads by /proc")
+def test_no_thread_of_gloo_outlives_the_process_group(tmp_path: Path) -> None:
+    """One that is left touches Python while it ends, and now and then aborts the rank."""
+    cells = (
+        "import atexit\nfrom pathlib import Path\nimport torch\nimport torch.distributed as dist",
+        """\
+def threads():
+    print("threads", sorted(path.read_text() for path in Path("/proc/self/task").glob("*/comm")), flush=True)
+
+
+def f():
+    atexit.register(threads)
+    weight = torch.nn.Parameter(torch.ones(2))
+    torch.optim.Adam([weight])  # imports what may keep the group
+    dist.all_reduce(weight.detach())
+""",
+    )
+    printed = run_under_torchrun(export(notebook(tmp_path, *cells), "f", tmp_path / "out.py").path)
+    assert "threads" in printed
+    assert "gloo" not in printed
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_a_lessons_training_under_torchrun_does_what_it_does_under_launch(project_root: Path, tmp_path: Path) -> None:
     from ppkit import launch
 
