@@ -79,7 +79,7 @@ def main(function: object) -> None:
 
     # Imported later, as an optimizer does, it keeps the process group in its default arguments: gloo's threads then
     # live until Python ends, and may abort the rank.
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch.distributed.nn.functional
 
     assert callable(function)
     args, kwargs, timeline = _read_options(function)
