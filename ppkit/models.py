@@ -23,6 +23,7 @@ from ppkit.layers import (
     ModelError,
     check_sizes,
 )
+from ppkit.partition import equal_sizes, partition
 
 __all__ = [
     "mlp",
@@ -252,9 +253,9 @@ def split(model: nn.Sequential, n_stages: int, by: str | Sequence[int] = "parame
             values={"n_stages": n_stages, "n_blocks": n_blocks},
         )
     if by == "parameters":
-        sizes = _balance([n_parameters(block) for block in model], n_stages)
+        sizes = partition([n_parameters(block) for block in model], n_stages)
     elif by == "layers":
-        sizes = [n_blocks // n_stages + (stage < n_blocks % n_stages) for stage in range(n_stages)]
+        sizes = equal_sizes(n_blocks, n_stages)
     elif isinstance(by, str):
         raise ModelError(f'split: by is {by!r}; use "parameters", "layers" or a list of sizes')
     else:
@@ -269,22 +270,6 @@ def split(model: nn.Sequential, n_stages: int, by: str | Sequence[int] = "parame
     blocks = list(model._modules.items())  # named_children() would leave out a block that is used twice
     ends = [sum(sizes[: stage + 1]) for stage in range(n_stages)]
     return [kind(OrderedDict(blocks[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
-
-
-def _balance(costs: Sequence[int], n_stages: int) -> list[int]:
-    """Sizes of contiguous stages whose largest total cost is as small as possible."""
-    # best[n] cuts the first n blocks: (largest total, sum of squared totals to break ties, sizes).
-    best = {n: (sum(costs[:n]), sum(costs[:n]) ** 2, [n]) for n in range(1, len(costs) + 1)}
-    for stage in range(1, n_stages):
-        best = {
-            n: min(
-                (max(largest, last := sum(costs[cut:n])), squares + last**2, [*sizes, n - cut])
-                for cut, (largest, squares, sizes) in best.items()
-                if cut < n
-            )
-            for n in range(stage + 1, len(costs) + 1)
-        }
-    return best[len(costs)][2]
 
 
 def n_parameters(module: nn.Module) -> int:

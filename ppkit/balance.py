@@ -1,0 +1,344 @@
+"""Profiles the layers of a model, and cuts it where the slowest, or the largest, stage is as small as it can be."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ppkit.builders import one_f_one_b
+from ppkit.layers import ModelError
+from ppkit.partition import check_stages, equal_sizes, partition, stage_sums
+from ppkit.simulate import Costs, simulate
+from ppkit.timeline import Timeline
+from ppkit.units import bytes_text, duration, number, percent
+
+__all__ = ["Balance", "Layer", "balance", "partition", "profile"]
+
+_BY = ("time", "memory")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, measured.
+
+    Attributes:
+        name: its class, with its place in the model.
+        forward, backward: seconds for one micro-batch, the median of the repeats.
+        activation_bytes: what its forward keeps for its backward, parameters not counted.
+        output_bytes: what it hands to the next layer: the size of the message if the model is cut behind it.
+        parameter_bytes: of its own parameters.
+    """
+
+    name: str
+    forward: float
+    backward: float
+    activation_bytes: int
+    output_bytes: int
+    parameter_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Forward and backward together."""
+        return self.forward + self.backward
+
+    def memory(self, n_in_flight: int, copies: int) -> int:
+        """Bytes that training holds: parameters, gradients and optimizer state, and activations in flight."""
+        return copies * self.parameter_bytes + n_in_flight * self.activation_bytes
+
+
+@dataclass(frozen=True, repr=False)
+class Balance:
+    """A cut of the measured layers in stages; it displays itself as a table.
+
+    Attributes:
+        layers: the measurements.
+        sizes: the number of layers of each stage: ``split(model, n_stages, by=result.sizes)`` cuts the model so.
+        by: what was balanced: ``"time"`` or ``"memory"``.
+        n_in_flight: micro-batches whose activations count in the memory.
+        copies: numbers kept for each parameter: itself, its gradient, the optimizer's state.
+    """
+
+    layers: tuple[Layer, ...]
+    sizes: tuple[int, ...]
+    by: str = "time"
+    n_in_flight: int = 1
+    copies: int = 4
+
+    @property
+    def n_stages(self) -> int:
+        """How many stages."""
+        return len(self.sizes)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """For each stage but the first, its first layer."""
+        return tuple(sum(self.sizes[:stage]) for stage in range(1, self.n_stages))
+
+    @property
+    def equal(self) -> Balance:
+        """The same layers cut by count: as many in each stage, whatever they cost."""
+        return replace(self, sizes=tuple(equal_sizes(len(self.layers), self.n_stages)))
+
+    @property
+    def stage_seconds(self) -> tuple[float, ...]:
+        """For each stage, forward and backward of one micro-batch."""
+        return tuple(stage_sums([layer.seconds for layer in self.layers], self.sizes))
+
+    @property
+    def stage_bytes(self) -> tuple[int, ...]:
+        """For each stage, the bytes that training holds."""
+        return tuple(int(total) for total in stage_sums(self._bytes, self.sizes))
+
+    @property
+    def _bytes(self) -> list[int]:
+        return [layer.memory(self.n_in_flight, self.copies) for layer in self.layers]
+
+    def costs(self, latency: float = 0.0, bandwidth: float | None = None) -> Costs:
+        """The stages' durations and message sizes, for `ppkit.simulate`.
+
+        Args:
+            latency: seconds of a message.
+            bandwidth: bytes per second of a link; None: without limit.
+        """
+        ends = [*self.boundaries, len(self.layers)]
+        return Costs(
+            forward=tuple(stage_sums([layer.forward for layer in self.layers], self.sizes)),
+            backward=tuple(stage_sums([layer.backward for layer in self.layers], self.sizes)),
+            latency=latency,
+            bandwidth=bandwidth,
+            activation_bytes=tuple(self.layers[end - 1].output_bytes for end in ends),
+        )
+
+    def predict(self, n_microbatches: int = 8) -> Timeline:
+        """The simulated step of 1F1B with these stages on ideal links: its makespan and its bubble.
+
+        Args:
+            n_microbatches: parts of the batch.
+        """
+        return replace(simulate(one_f_one_b(self.n_stages, n_microbatches), self.costs()), name=str(list(self.sizes)))
+
+    def __str__(self) -> str:
+        return "\n".join(_table(self))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def balance(
+    model: Iterable[nn.Module],
+    sample: Tensor | tuple[Tensor, ...],
+    n_stages: int,
+    by: str = "time",
+    *,
+    repeats: int = 7,
+    n_in_flight: int = 1,
+    copies: int = 4,
+) -> Balance:
+    """Measure every layer, and cut the model where its most expensive stage is as cheap as it can be.
+
+    Args:
+        model: layers in order, such as an ``nn.Sequential``; a tuple is passed on as the next one's arguments.
+        sample: one micro-batch for the first layer: a tensor, or a tuple of tensors.
+        n_stages: how many stages.
+        by: ``"time"``: seconds of forward and backward; ``"memory"``: bytes of parameters and activations.
+        repeats: how often a layer is timed; the median counts.
+        n_in_flight: micro-batches whose activations a stage holds at once, for the memory.
+        copies: numbers kept for each parameter; 4 with Adam: itself, its gradient, two averages.
+
+    Returns:
+        the layers' costs and the stages, as a table.
+
+    Raises:
+        ModelError: ``by`` or a count is not allowed, or a layer cannot be run.
+        CostsError: more stages than layers.
+    """
+    if by not in _BY:
+        raise ModelError(f'balance: by is {by!r}; use "time" or "memory"', values={"by": by})
+    for name, count in (("n_in_flight", n_in_flight), ("copies", copies)):
+        if count < 1:
+            raise ModelError(f"balance: {name} is {count}; it must be at least 1", values={name: count})
+    layers = list(model)
+    check_stages(n_stages, len(layers))  # before the measurement, which takes a while
+    measured = profile(layers, sample, repeats=repeats)
+    costs = [layer.seconds if by == "time" else layer.memory(n_in_flight, copies) for layer in measured]
+    return Balance(measured, tuple(partition(costs, n_stages)), by, n_in_flight, copies)
+
+
+def profile(model: Iterable[nn.Module], sample: Tensor | tuple[Tensor, ...], *, repeats: int = 7) -> tuple[Layer, ...]:
+    """Run each layer by itself, forward and backward, and note what it takes.
+
+    Gradients, buffers and random numbers are afterwards what they were before.
+
+    Args:
+        model: layers in order.
+        sample: one micro-batch for the first layer.
+        repeats: how often each is timed, after one run that does not count.
+
+    Returns:
+        one measurement a layer.
+
+    Raises:
+        ModelError: no layer, no repeat, or a layer that fails on what the one before it gives.
+    """
+    layers = list(model)
+    if not layers or repeats < 1:
+        raise ModelError(f"profile: got {len(layers)} layers and repeats={repeats}; both must be at least 1")
+    values, found = sample, []
+    for index, layer in enumerate(layers):
+        name = f"{index} {type(layer).__name__}"
+        try:
+            measured, values = _measure(layer, name, values, repeats)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise ModelError(
+                f"profile: layer {name} failed on what it was given, {_shapes(values)}: {error}. The sample must be "
+                "one micro-batch for the first layer, and each layer must take what the one before it gives"
+            ) from error
+        found.append(measured)
+    return tuple(found)
+
+
+def _measure(layer: nn.Module, name: str, given: Any, repeats: int) -> tuple[Layer, Any]:
+    forward, backward = [], []
+    output: Any = None
+    with _left_as_it_was(layer):
+        for _ in range(repeats + 1):
+            inputs = _fresh(given)
+            seconds, output = _timed(partial(_call, layer, inputs))
+            forward.append(seconds)
+            backward.append(_timed(partial(_backward, output))[0])
+        kept = _kept_bytes(layer, _fresh(given))
+    parameters = sum(map(_nbytes, layer.parameters()))
+    sent = sum(map(_nbytes, _tensors(output)))
+    times = statistics.median(forward[1:]), statistics.median(backward[1:])  # the first one warms up
+    return Layer(name, *times, kept, sent, parameters), _fresh(output)
+
+
+@contextmanager
+def _left_as_it_was(layer: nn.Module) -> Iterator[None]:
+    """Put back what a training step changes: gradients, buffers such as running averages, and random numbers."""
+    grads = [(parameter, parameter.grad) for parameter in layer.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in layer.buffers()]
+    for parameter, _ in grads:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _call(layer: nn.Module, inputs: Any) -> Any:
+    return layer(*inputs) if isinstance(inputs, tuple) else layer(inputs)
+
+
+def _backward(output: Any) -> None:
+    outputs = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+    if outputs:
+        torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
+
+
+def _fresh(values: Any) -> Any:
+    """The same numbers as a rank receives them: leaves without a history, which ask for a gradient where they can."""
+    if isinstance(values, tuple):
+        return tuple(map(_fresh, values))
+    return values.detach().requires_grad_(values.is_floating_point())
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    _settle()
+    start = time.perf_counter()
+    result = run()
+    _settle()
+    return time.perf_counter() - start, result
+
+
+def _settle() -> None:
+    """Wait for the GPU, which otherwise computes on while the clock is read."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _kept_bytes(layer: nn.Module, inputs: Any) -> int:
+    """Bytes that one forward keeps for its backward: what lies in the same place once, and no parameter."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*layer.parameters(), *layer.buffers())}
+    kept: dict[int, dict[int, int]] = {}  # of each storage, the bytes seen from each address in it
+    limits: dict[int, int] = {}
+    alive = []  # a storage that is freed could give its address to the next one
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            views = kept.setdefault(storage.data_ptr(), {})
+            views[tensor.data_ptr()] = max(_nbytes(tensor), views.get(tensor.data_ptr(), 0))
+            limits[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        _call(layer, inputs)
+    # A batch may be a small view of a large data set, which is not the layer's to keep.
+    return sum(min(limits[storage], sum(views.values())) for storage, views in kept.items())
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _shapes(values: Any) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in _tensors(values)) or repr(values)
+
+
+# --- The table -------------------------------------------------------------------------------------
+
+_HEAD = ("layer", "forward", "backward", "activations", "parameters", "stage", "by count")
+
+
+def _table(found: Balance) -> Iterable[str]:
+    stages, equal = (_stage_of(cut.sizes) for cut in (found, found.equal))
+    rows = [_HEAD]
+    for layer, stage, other in zip(found.layers, stages, equal, strict=True):
+        times = duration(layer.forward), duration(layer.backward)
+        sizes = bytes_text(layer.activation_bytes), bytes_text(layer.parameter_bytes)
+        rows.append((layer.name, *times, *sizes, str(stage), str(other)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        yield "  ".join((f"{name:<{widths[0]}}", *right))
+    yield ""
+    yield from _summary(found)
+
+
+def _stage_of(sizes: Sequence[int]) -> list[int]:
+    return [stage for stage, size in enumerate(sizes) for _ in range(size)]
+
+
+def _summary(found: Balance, n_microbatches: int = 8) -> Iterable[str]:
+    for what, cut in ((f"balanced by {found.by}", found), ("by layer count", found.equal)):
+        if found.by == "time":
+            shares = " ".join(map(duration, cut.stage_seconds))
+        else:
+            shares = " ".join(map(bytes_text, cut.stage_bytes))
+        step = cut.predict(n_microbatches)
+        rate = n_microbatches / step.makespan if step.makespan else 0.0
+        yield f"{what}: {' + '.join(map(str, cut.sizes))} layers; stages: {shares}"
+        yield (
+            f"    1F1B with {n_microbatches} micro-batches: bubble fraction {percent(step.bubble_fraction)}, "
+            f"{number(rate)} micro-batches a second"
+        )

@@ -1,0 +1,78 @@
+"""The best contiguous cut of a row of costs in stages: the slowest stage as fast as it can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+from ppkit.errors import CostsError
+
+__all__ = ["equal_sizes", "partition", "stage_sums"]
+
+
+def partition(costs: Sequence[float], n_stages: int) -> list[int]:
+    """Cut layers in contiguous stages so that the most expensive stage costs as little as possible.
+
+    A pipeline is as fast as its slowest stage. Dynamic programming over the prefixes, not greedy: filling each
+    stage up to the average can miss the best cut. The linear partition problem: Skiena, "The Algorithm Design
+    Manual", section 10.7; PipeDream (arXiv 1806.03377) partitions by the same recurrence::
+
+        costs         2  3  4  9
+        equal counts  2  3 | 4  9      stages of 5 and 13
+        partition     2  3  4 | 9      stages of 9 and 9
+
+    Args:
+        costs: what each layer costs, in any one unit; finite and at least 0.
+        n_stages: how many stages, each of at least one layer.
+
+    Returns:
+        the number of layers of each stage. Of several cuts with the same slowest stage, one with more even stages.
+
+    Raises:
+        CostsError: a cost is negative or not finite, or there are fewer layers than stages.
+    """
+    costs = [float(cost) for cost in costs]
+    for layer, cost in enumerate(costs):
+        if not (math.isfinite(cost) and cost >= 0):
+            raise CostsError(f"partition: layer {layer} costs {cost}; a cost is a finite number of at least 0")
+    check_stages(n_stages, len(costs))
+    until = [0.0, *accumulate(costs)]
+    # best[n] cuts the first n layers: (most expensive stage, sum of squares to break ties, sizes).
+    best = {n: (until[n], until[n] ** 2, [n]) for n in range(1, len(costs) + 1)}
+    for stage in range(1, n_stages):
+        best = {
+            n: min(
+                (max(most, last := until[n] - until[cut]), squares + last**2, [*sizes, n - cut])
+                for cut, (most, squares, sizes) in best.items()
+                if cut < n
+            )
+            for n in range(stage + 1, len(costs) + 1)
+        }
+    return best[len(costs)][2]
+
+
+def equal_sizes(n_layers: int, n_stages: int) -> list[int]:
+    """As many layers in each stage; the first ones may have one more.
+
+    Raises:
+        CostsError: fewer layers than stages.
+    """
+    check_stages(n_stages, n_layers)
+    return [n_layers // n_stages + (stage < n_layers % n_stages) for stage in range(n_stages)]
+
+
+def stage_sums(costs: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """What each stage costs, if the stages have so many layers."""
+    ends = list(accumulate(sizes))
+    return [sum(costs[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def check_stages(n_stages: int, n_layers: int) -> None:
+    """Refuse a number of stages that the layers cannot fill."""
+    if isinstance(n_stages, bool) or not isinstance(n_stages, int) or not 1 <= n_stages <= n_layers:
+        raise CostsError(
+            f"n_stages is {n_stages!r}, but there are {n_layers} layers and each stage needs one; "
+            f"use 1..{n_layers} stages, or cut the model in more layers",
+            values={"n_stages": n_stages, "n_layers": n_layers},
+        )
