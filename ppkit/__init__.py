@@ -19,6 +19,9 @@ _HOME = {
     "naive": "builders",
     "gpipe": "builders",
     "one_f_one_b": "builders",
+    "interleaved_1f1b": "builders",
+    "zero_bubble_h1": "builders",
+    "zero_bubble_v": "builders",
     "Costs": "simulate",
     "simulate": "simulate",
     "Event": "timeline",
@@ -42,6 +45,9 @@ __all__ = [
     "naive",
     "gpipe",
     "one_f_one_b",
+    "interleaved_1f1b",
+    "zero_bubble_h1",
+    "zero_bubble_v",
     "Costs",
     "simulate",
     "Event",
@@ -61,7 +67,7 @@ __all__ = [
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from IPython.core.interactiveshell import InteractiveShell
 
-    from ppkit.builders import gpipe, naive, one_f_one_b
+    from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bubble_h1, zero_bubble_v
     from ppkit.draw import gantt
     from ppkit.emulate import Emulation, Link
     from ppkit.errors import CheckFailed, DeadlockError, PpkitError, RankError, ScheduleError

@@ -1,10 +1,12 @@
-"""The classic schedules: pure functions from counts to a `Schedule`."""
+"""Every schedule of the course, the classic three here: pure functions from counts to a `Schedule`."""
 
 from __future__ import annotations
 
+from ppkit.interleaved import interleaved_1f1b
 from ppkit.schedule import Action, Op, Schedule, check_count
+from ppkit.zero_bubble import zero_bubble_h1, zero_bubble_v
 
-__all__ = ["naive", "gpipe", "one_f_one_b"]
+__all__ = ["naive", "gpipe", "one_f_one_b", "interleaved_1f1b", "zero_bubble_h1", "zero_bubble_v"]
 
 
 def naive(n_stages: int, n_microbatches: int = 1) -> Schedule:
