@@ -445,3 +445,18 @@ class TestDisplay:
 
     def test_errors_are_ppkit_errors(self) -> None:
         assert issubclass(TimelineError, PpkitError)
+
+
+def test_what_is_noted_of_a_rank_stands_beside_its_number():
+    roles = {"rank 0": "replica 0 · stage 0", "rank 1": "replica 0 · stage 1"}
+    plain, noted = (pipeline(2, 4, one_f_one_b_order, notes=notes) for notes in ({}, roles))
+    names = figure_spec(noted)["layout"]["yaxis"]["ticktext"]
+    assert ["rank 1" in names[1], "replica 0 · stage 1" in names[1]] == [True, True]
+    assert figure_spec(noted)["layout"]["margin"]["l"] > figure_spec(plain)["layout"]["margin"]["l"]
+    svg = noted.to_svg()
+    assert svg.count("replica 0 · stage") == 2
+    left = int(svg.split('viewBox="')[1].split()[0])
+    assert left < 0  # room for the longer names
+    assert 'viewBox="0 0 900' in plain.to_svg()
+    lines = noted.to_text().splitlines()
+    assert any(line.startswith("rank 1, replica 0 · stage 1 |") for line in lines)

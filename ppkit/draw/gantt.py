@@ -144,7 +144,7 @@ def _layout(
         "title": _title(title, heads[0]),
         **({"annotations": headings} if headings else {}),
         "height": height,
-        "margin": {"l": 68, "r": 24, "t": top, "b": bottom},
+        "margin": {"l": _left(bands), "r": 24, "t": top, "b": bottom},
         "paper_bgcolor": style.PAPER,
         "plot_bgcolor": style.PAPER,
         "font": {"family": style.FONT, "size": 13, "color": style.TEXT},
@@ -172,13 +172,24 @@ def _layout(
         "yaxis": {
             "range": [rows - 0.45, -0.55],
             "tickvals": [band.compute(rank) for band in bands for rank in range(band.timeline.n_ranks)],
-            "ticktext": [f"rank {rank}" for band in bands for rank in range(band.timeline.n_ranks)],
+            "ticktext": [_rank(band.timeline, rank) for band in bands for rank in range(band.timeline.n_ranks)],
             "showgrid": False,
             "ticklabelstandoff": 6,
             "zeroline": False,
             "fixedrange": True,
         },
     }
+
+
+def _left(bands: Sequence[Band]) -> int:
+    """Pixels for the names of the ranks."""
+    roles = [style.rank_role(band.timeline, rank) for band in bands for rank in range(band.timeline.n_ranks)]
+    return max(68, 16 + round(5.7 * max(map(len, roles))))
+
+
+def _rank(timeline: Timeline, rank: int) -> str:
+    role = style.rank_role(timeline, rank)
+    return f"rank {rank}" + (f'<br><span style="font-size:11px">{escape(role, False)}</span>' if role else "")
 
 
 def _title(title: str | None, head: list[str]) -> Spec:

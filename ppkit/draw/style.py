@@ -17,6 +17,7 @@ __all__ = [
     "legend_keys",
     "legend_name",
     "marks",
+    "rank_role",
     "relative_luminance",
     "shown_communication",
     "title_lines",
@@ -160,6 +161,11 @@ def hover(mark: Mark, unit: TimeUnit, decimals: int) -> str:
     length = f"{number(mark.length * unit.scale)} {unit.symbol}"
     what = f"{event.label} to {event.peer}" if event.kind == "WAIT" and event.peer is not None else event.label
     return f"rank {event.rank}, {what}{place}, {length}: {times} {unit.symbol}{note}"
+
+
+def rank_role(timeline: Timeline, rank: int) -> str:
+    """What a rank is beside its number, such as ``"replica 0 · stage 1"``; ``""`` where nothing is noted."""
+    return timeline.notes.get(f"rank {rank}", "")
 
 
 def title_lines(timeline: Timeline, width: int, left_out: int = 0) -> list[str]:

@@ -60,18 +60,27 @@ def to_svg(
         bottom = picture.bottom
     legend, legend_height = _legend(keys, any(lines), bottom + _AXIS_HEIGHT)
     body += [*_ticks(axis, bottom), *legend]
-    return _document(title or "; ".join(t.title for t in timelines), round(bottom + _AXIS_HEIGHT + legend_height), body)
+    height = round(bottom + _AXIS_HEIGHT + legend_height)
+    return _document(title or "; ".join(t.title for t in timelines), height, _beyond(timelines), body)
 
 
-def _document(title: str, height: int, body: Sequence[str]) -> str:
+def _beyond(timelines: Sequence[Timeline]) -> int:
+    """Pixels to the left of the picture that what is noted of the ranks takes."""
+    longest = max(len(style.rank_role(timeline, rank)) for timeline in timelines for rank in range(timeline.n_ranks))
+    return max(0, round(5.2 * longest) + 16 - LEFT)
+
+
+def _document(title: str, height: int, beyond: int, body: Sequence[str]) -> str:
+    width, left = WIDTH + beyond, -beyond
+    start = f'x="{left}" ' if beyond else ""
     parts = [
         f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{height}" fill="{style.PAPER}"/>',
+        f'<rect {start}width="{width}" height="{height}" fill="{style.PAPER}"/>',
         *body,
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="{style.FONT}" font-size="12" fill="{style.TEXT}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="{left} 0 {width} {height}" role="img" font-family="{style.FONT}" font-size="12" fill="{style.TEXT}">'
         + "\n".join(parts)
         + "\n</svg>\n"
     )
@@ -134,7 +143,12 @@ class _Picture:
         thick = self.band.thickness * self.row
         for rank in range(self.band.timeline.n_ranks):
             middle = self.y(self.band.compute(rank))
-            yield f'<text x="{LEFT - 8}" y="{_n(middle + 4)}" text-anchor="end">rank {rank}</text>'
+            role = style.rank_role(self.band.timeline, rank)
+            at = f'x="{LEFT - 8}" y="{_n(middle - 2 if role else middle + 4)}" text-anchor="end"'
+            yield f"<text {at}>rank {rank}</text>"
+            if role:
+                at = f'x="{LEFT - 8}" y="{_n(middle + 10)}" text-anchor="end" font-size="10"'
+                yield f"<text {at}>{escape(role)}</text>"
             width = self.x(self.band.timeline.makespan) - LEFT
             yield (
                 f'<rect x="{LEFT}" y="{_n(middle - thick / 2)}" width="{_n(width)}" height="{_n(thick)}" '

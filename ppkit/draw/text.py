@@ -32,7 +32,7 @@ def to_text(timeline: Timeline, width: int = 100) -> str:
     Raises:
         TimelineError: the width leaves no room for a picture.
     """
-    margin = len(f"rank {timeline.n_ranks - 1} |")
+    margin = max(len(f"{_rank(timeline, rank)} |") for rank in range(timeline.n_ranks))
     if width < margin + 20:
         raise TimelineError(f"to_text(width={width}) is too narrow; it takes {margin + 20} characters or more")
     communication, left_out = style.shown_communication([timeline])
@@ -42,6 +42,11 @@ def to_text(timeline: Timeline, width: int = 100) -> str:
     rows = list(_rows(timeline, marks, columns, margin, communication))
     title = style.title_lines(timeline, width, left_out)
     return "\n".join([*title, *rows, *_scale(timeline, columns, margin), *_legend(groups), *_metrics(timeline)])
+
+
+def _rank(timeline: Timeline, rank: int) -> str:
+    role = style.rank_role(timeline, rank)
+    return f"rank {rank}, {role}" if role else f"rank {rank}"
 
 
 def _columns(span: float, marks: Sequence[Mark], room: int) -> int:
@@ -66,7 +71,7 @@ def _rows(timeline: Timeline, marks: Sequence[Mark], columns: int, margin: int, 
             for mark in marks:
                 if mark.event.rank == rank and mark.event.lane == lane:
                     _put(cells, mark, scale)
-            head = f"rank {rank}" if lane == "compute" else ""
+            head = _rank(timeline, rank) if lane == "compute" else ""
             yield f"{head:<{margin - 1}}|{''.join(cells)}|"
 
 
