@@ -35,7 +35,8 @@ def channels(schedule: Schedule) -> Iterator[Channel]:
         if ranks[low] != ranks[high]:
             up, down = activation_into(high), gradient_into(low)
             yield Channel(low, high, ranks[low], ranks[high], low, (Op.F,), Op.SEND_F, Op.RECV_F, up)
-            yield Channel(high, low, ranks[high], ranks[low], low, (Op.B, Op.I), Op.SEND_B, Op.RECV_B, down)
+            if not schedule.forward_only:
+                yield Channel(high, low, ranks[high], ranks[low], low, (Op.B, Op.I), Op.SEND_B, Op.RECV_B, down)
 
 
 def add_messages(schedule: Schedule) -> Schedule:

@@ -2,125 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from operator import index
 from pathlib import Path
 from typing import Any
 
+from ppkit.action import Action, Op
 from ppkit.clock import unit_rules, walk
 from ppkit.errors import ScheduleError
 from ppkit.grid import Row, draw
 
 __all__ = ["Action", "Op", "Schedule", "check_count"]
-
-
-class Op(Enum):
-    """What an action does with one stage and one micro-batch; the text is torch's."""
-
-    F = "F"  # forward
-    B = "B"  # full backward: I and W in one
-    I = "I"  # gradient of the stage's input  # noqa: E741  # the field's own letter
-    W = "W"  # gradient of the stage's weights
-    SEND_F = "SEND_F"  # send this stage's output to the next stage
-    RECV_F = "RECV_F"  # receive this stage's input
-    SEND_B = "SEND_B"  # send the gradient of this stage's input to the stage before
-    RECV_B = "RECV_B"  # receive the gradient of this stage's output
-    REDUCE = "REDUCE"  # all-reduce the stage's gradients over its data-parallel replicas
-
-    # Members are unique, so their identity will do; Enum's own hash runs Python code at every look-up.
-    __hash__ = object.__hash__
-
-    @property
-    def is_compute(self) -> bool:
-        """Whether it computes: F, B, I or W."""
-        return self in (Op.F, Op.B, Op.I, Op.W)
-
-    @property
-    def is_comm(self) -> bool:
-        """Whether it communicates: a send, a receive or the gradient all-reduce."""
-        return not self.is_compute
-
-    @property
-    def is_send(self) -> bool:
-        """Whether it sends to another rank."""
-        return self in (Op.SEND_F, Op.SEND_B)
-
-    @property
-    def is_recv(self) -> bool:
-        """Whether it receives from another rank."""
-        return self in (Op.RECV_F, Op.RECV_B)
-
-    @property
-    def is_forward(self) -> bool:
-        """Whether it belongs to the forward pass: F and the messages that carry activations."""
-        return self in (Op.F, Op.SEND_F, Op.RECV_F)
-
-    @property
-    def is_backward(self) -> bool:
-        """Whether it belongs to the backward pass: B, I, W and the messages that carry gradients."""
-        return self in (Op.B, Op.I, Op.W, Op.SEND_B, Op.RECV_B)
-
-
-_OPS = {op.value: op for op in Op} | {"REDUCE_GRAD": Op.REDUCE}  # torch's name for it
-_TEXT = re.compile(r"(\d+)([A-Za-z_]+?)(\d*)", re.ASCII)
-_ALLOWED = f"stage, operation, micro-batch, such as 2F0; the operations are {', '.join(op.value for op in Op)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One operation on one stage and one micro-batch; its text is ``"2F0"``: stage 2, forward, micro-batch 0.
-
-    Args:
-        stage: index of the slice of the model, from 0.
-        op: what to do.
-        microbatch: index of the micro-batch, from 0; None for ``REDUCE`` only, which concerns them all.
-    """
-
-    stage: int
-    op: Op
-    microbatch: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.op, Op):
-            raise ScheduleError(f"{self.op!r} is no Op; an action is {_ALLOWED}", values={"op": self.op})
-        stage, microbatch = self.stage, self.microbatch
-        if type(stage) is int and stage >= 0 and type(microbatch) is int and microbatch >= 0:
-            if self.op is not Op.REDUCE:
-                return
-            raise ScheduleError(
-                f"REDUCE concerns all micro-batches: leave out micro-batch {microbatch}",
-                values={"microbatch": microbatch},
-            )
-        if self.op is not Op.REDUCE or type(stage) is not int or stage < 0 or microbatch is not None:
-            raise ScheduleError(
-                f"stage {stage!r} and micro-batch {microbatch!r} of {self.op.value} must be whole numbers from 0 up",
-                values={"stage": stage, "microbatch": microbatch},
-            )
-
-    def __str__(self) -> str:
-        return f"{self.stage}{self.op.value}{'' if self.microbatch is None else self.microbatch}"
-
-    @classmethod
-    def parse(cls, text: str) -> Action:
-        """The action that ``text`` names.
-
-        Args:
-            text: such as ``"2F0"``, ``"3SEND_F1"`` or ``"1REDUCE"``; torch's ``"1REDUCE_GRAD"`` too.
-
-        Raises:
-            ScheduleError: the text names no action; the message says what is allowed.
-        """
-        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
-        if match is None or match[2] not in _OPS or (match[3] == "") != (_OPS[match[2]] is Op.REDUCE):
-            hint = ""
-            if isinstance(text, str) and text != text.upper():
-                hint = " in capital letters"
-            raise ScheduleError(f"{text!r} is no action: write {_ALLOWED}{hint}", action=str(text))
-        stage, op, microbatch = match.groups()
-        return cls(int(stage), _OPS[op], int(microbatch) if microbatch else None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,6 +28,7 @@ class Schedule:
         actions: for each rank its actions in order. Lists, and texts such as ``"0F0"``, are converted; None,
             ``""`` and ``"."`` stand for an idle tick and are left out; so a rank may be ``"0F0 0F1 . 0B0"``.
         stage_to_rank: for each stage its rank; left out: stage s is on rank s modulo ``n_ranks``.
+        forward_only: it evaluates the model and has no backward; a schedule that trains must have one.
 
     Raises:
         ScheduleError: a count, a size or a text is wrong. Whether the schedule can run, ``validate()`` says.
@@ -146,6 +40,7 @@ class Schedule:
     n_microbatches: int
     actions: tuple[tuple[Action, ...], ...]
     stage_to_rank: tuple[int, ...] = ()
+    forward_only: bool = False
 
     def __post_init__(self) -> None:
         for count in ("n_ranks", "n_stages", "n_microbatches"):
@@ -160,7 +55,8 @@ class Schedule:
     def __str__(self) -> str:
         counts = ((self.n_stages, "stage"), (self.n_ranks, "rank"), (self.n_microbatches, "micro-batch"))
         stages, ranks, parts = (f"{n} {what}{_plural(what) if n > 1 else ''}" for n, what in counts)
-        return f"{self.name}: {stages} on {ranks}, {parts}\n{self.grid()}"
+        only = ", forward only" if self.forward_only else ""
+        return f"{self.name}: {stages} on {ranks}, {parts}{only}\n{self.grid()}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": str(self)}
@@ -206,6 +102,11 @@ class Schedule:
         """The same schedule without its communication."""
         return replace(self, actions=tuple(tuple(a for a in row if a.op.is_compute) for row in self.actions))
 
+    def forward_part(self) -> Schedule:
+        """What evaluates the model only: the same schedule without its backward and its gradients' all-reduce."""
+        rows = (tuple(action for action in row if action.op.is_forward) for row in self.actions)
+        return replace(self, actions=tuple(rows), forward_only=True)
+
     def with_comms(self) -> Schedule:
         """The same schedule with its messages between ranks; one that has them already, as it is.
 
@@ -222,6 +123,19 @@ class Schedule:
 
         return add_messages(self.validate())
 
+    def with_reduce(self) -> Schedule:
+        """The same schedule with the gradient all-reduce of each stage, ``REDUCE``, as early as it can start.
+
+        It stands right after the stage's last B or W on its rank, and after the message that one sends. The
+        data-parallel replicas of a pipeline all run such a schedule. One that has a ``REDUCE`` is left as it is.
+
+        Raises:
+            ScheduleError: the schedule is not valid, or forward only.
+        """
+        from ppkit.reduce import with_reduce  # it imports this module
+
+        return with_reduce(self)
+
     def to_csv(self, *, comms: bool = False) -> str:
         """The schedule as torch reads it: a row for each rank, an action a cell.
 
@@ -235,7 +149,7 @@ class Schedule:
         return "".join(",".join(row) + "\n" for row in cells)
 
     @classmethod
-    def from_csv(cls, source: str | Path, name: str | None = None) -> Schedule:
+    def from_csv(cls, source: str | Path, name: str | None = None, *, forward_only: bool = False) -> Schedule:
         """The schedule that a CSV text or file holds, as ``to_csv`` and torch write it.
 
         Stages and micro-batches are counted from the actions; a stage is on the rank that has most of its.
@@ -243,6 +157,7 @@ class Schedule:
         Args:
             source: the text, or the path of a file.
             name: what to call it; left out: the file's name, else ``"schedule"``.
+            forward_only: it is to have no backward.
 
         Raises:
             ScheduleError: no such file, no action in it, or a cell that is none; with its line and column.
@@ -250,7 +165,7 @@ class Schedule:
         from ppkit.csv_text import parse, read  # it imports this module
 
         text, called = read(source)
-        return parse(text, name or called)
+        return replace(parse(text, name or called), forward_only=forward_only)
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:

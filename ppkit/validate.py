@@ -23,10 +23,10 @@ _STEPS: dict[Op, dict[int, int]] = {Op.F: {_NEW: _F}, Op.B: {_F: _FB}, Op.I: {_F
 def validate(schedule: Schedule) -> Schedule:
     """Check that ``schedule`` can run and computes every gradient once.
 
-    Every stage needs, for every micro-batch, F and then B, or F, I and W, on its own rank. With messages
-    written in, each is sent after it is made, received before it is needed, and received from a rank in the
-    order that rank sends. Sends don't block and receives do; no rank may wait for ever. Takes time linear in
-    the number of actions.
+    Every stage needs, for every micro-batch, F and then B, or F, I and W, on its own rank; in a schedule that is
+    ``forward_only`` F and nothing else. With messages written in, each is sent after it is made, received before
+    it is needed, and received from a rank in the order that rank sends. Sends don't block and receives do; no
+    rank may wait for ever. Takes time linear in the number of actions.
 
     Returns:
         The schedule itself.
@@ -99,6 +99,8 @@ def find(schedule: Schedule, action: Action) -> Cell | None:
 
 def _check_actions(schedule: Schedule) -> None:
     n_stages, m, ranks = schedule.n_stages, schedule.n_microbatches, schedule.stage_to_rank
+    only = schedule.forward_only
+    done = (_F,) if only else _DONE
     progress: dict[int, int] = {}  # by stage * m + micro-batch; sparse, for a count may be a typo
     complete = 0
     reduced: set[Action] = set()
@@ -107,6 +109,8 @@ def _check_actions(schedule: Schedule) -> None:
             stage, microbatch = action.stage, action.microbatch
             if stage >= n_stages or ranks[stage] != rank or (microbatch is not None and microbatch >= m):
                 _explain_place(schedule, rank, position)
+            if only and not action.op.is_forward:
+                _explain_backward(schedule, rank, position)
             steps = _STEPS.get(action.op)
             if steps is not None:
                 cell = stage * m + microbatch  # type: ignore[operator]  # only REDUCE has none
@@ -114,14 +118,14 @@ def _check_actions(schedule: Schedule) -> None:
                 if step is None:
                     _explain_order(schedule, rank, position)
                 progress[cell] = step
-                complete += step in _DONE
+                complete += step in done
             elif action.op is Op.REDUCE:
                 whole = all(progress.get(stage * m + part) in _DONE for part in range(m))
                 if action in reduced or not whole:
                     _explain_reduce(schedule, rank, position, repeated=action in reduced)
                 reduced.add(action)
     if complete < n_stages * m:
-        cell = next(cell for cell in range(n_stages * m) if progress.get(cell) not in _DONE)
+        cell = next(cell for cell in range(n_stages * m) if progress.get(cell) not in done)
         _explain_missing(schedule, cell // m, cell % m, progress.get(cell, _NEW))
 
 
@@ -135,6 +139,12 @@ def _explain_place(schedule: Schedule, rank: int, position: int) -> NoReturn:
     else:
         owner = schedule.stage_to_rank[action.stage]
         what = f"{action} is misplaced: stage {action.stage} lives on rank {owner}, not on rank {rank}"
+    fail(schedule, f"rank {rank}, position {position}: {what}", [(rank, position)], rank=rank, action=action)
+
+
+def _explain_backward(schedule: Schedule, rank: int, position: int) -> NoReturn:
+    action = schedule.actions[rank][position]
+    what = f"{action} has no place in a schedule that is forward only. Remove it, or leave out forward_only=True"
     fail(schedule, f"rank {rank}, position {position}: {what}", [(rank, position)], rank=rank, action=action)
 
 
