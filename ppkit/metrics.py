@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 from ppkit.event import COMM_KINDS, Event
 
-__all__ = ["busy_seconds", "peak_in_flight"]
+__all__ = ["busy_seconds", "busy_spans", "held", "peak_in_flight"]
 
 
 def busy_seconds(row: Iterable[Event]) -> float:
@@ -19,27 +20,41 @@ def busy_seconds(row: Iterable[Event]) -> float:
     return total
 
 
+def busy_spans(row: Iterable[Event]) -> list[tuple[float, float]]:
+    """The stretches, as (start, end) in order, in which a rank, whose events come by start, computes without a gap."""
+    spans: list[tuple[float, float]] = []
+    for event in row:
+        if event.kind in COMM_KINDS:
+            continue
+        if spans and event.start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], event.end))
+        else:
+            spans.append((event.start, event.end))
+    return spans
+
+
 def peak_in_flight(row: Sequence[Event]) -> int:
     """The most forward results that one rank holds at once; see ``Timeline.peak_in_flight``."""
     # A release sorts before a forward at the same time.
-    changes = sorted([(event.start, 1) for event in row if event.kind == "F"] + [(end, -1) for end in _releases(row)])
-    peak = held = 0
+    changes = sorted(change for event, end in held(row) for change in ((event.start, 1), (end, -1)))
+    peak = count = 0
     for _, change in changes:
-        held += change
-        peak = max(peak, held)
+        count += change
+        peak = max(peak, count)
     return peak
 
 
-def _releases(row: Iterable[Event]) -> list[float]:
-    freed: list[float] = []
+def held(row: Iterable[Event]) -> Iterator[tuple[Event, float]]:
+    """Each forward of one rank, and when its result was freed; infinity for one that never was."""
     waiting: dict[tuple[int | None, int | None], list[Event]] = {}
     for event in row:
         same = waiting.setdefault((event.stage, event.microbatch), [])
         if event.kind == "F":
             same.append(event)
-            if event.held_until is not None:
-                freed.append(event.held_until)
         # The latest forward: an earlier one of the same name that is still here never had a backward.
-        elif event.kind in ("B", "I") and same and same.pop().held_until is None:
-            freed.append(event.end)
-    return freed
+        elif event.kind in ("B", "I") and same:
+            forward = same.pop()
+            yield forward, event.end if forward.held_until is None else forward.held_until
+    for same in waiting.values():
+        for forward in same:
+            yield forward, math.inf if forward.held_until is None else forward.held_until

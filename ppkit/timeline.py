@@ -16,6 +16,7 @@ from ppkit.metrics import busy_seconds, peak_in_flight
 from ppkit.units import duration, percent
 
 if TYPE_CHECKING:
+    from ppkit.causes import IdleTable
     from ppkit.compare import Comparison
 
 __all__ = ["COMM_KINDS", "COMPUTE_KINDS", "SOURCES", "Event", "Timeline"]
@@ -163,6 +164,29 @@ class Timeline:
         """Seconds that each rank did not compute: ``makespan - busy``. Communication counts as idle."""
         # Never below zero: sums of floats may exceed the whole by a rounding.
         return tuple(max(0.0, self.makespan - busy) for busy in self.busy)
+
+    def idle_causes(self) -> IdleTable:
+        """Why each rank idles: its seconds of ``idle`` split into fill, waiting, communication, overhead and drain.
+
+        Fill is before a rank's first computation, drain after its last. Between two, a rank waits for another
+        that is late, or for what is on its way from it; what is neither is overhead of the program. A measured
+        collective waits until its last rank joins. The parts of a rank add up to its ``idle``.
+        """
+        from ppkit.causes import idle_causes
+
+        return idle_causes(self)
+
+    def critical_path(self) -> tuple[Event, ...]:
+        """A longest chain of events that explains the makespan: each could not start before the one in front.
+
+        From the last end backwards: what a rank did before on its own, or, where it had to wait, the message it
+        waited for and what its sender did before. Messages that took no time are left out. In a simulation the
+        events follow each other without a gap from the first start to the last end; in a measurement what lies
+        between two is overhead. To shorten a step, shorten something on this path.
+        """
+        from ppkit.critical import critical_path
+
+        return critical_path(self)
 
     @property
     def bubble_fraction(self) -> float:
