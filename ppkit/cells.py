@@ -14,7 +14,7 @@ from typing import Any
 from ppkit.errors import PpkitError
 from ppkit.scopes import Uses, bound_names, uses_of
 
-__all__ = ["Cell", "ExportError", "Statement", "read_cells"]
+__all__ = ["Cell", "ExportError", "Statement", "code_cells", "parse_cell", "read_cells"]
 
 # Cell magics whose body runs in the notebook's own namespace, as if the magic were not there.
 _TRANSPARENT = ("%%time", "%%capture", "%%prun")
@@ -82,11 +82,11 @@ def read_cells(path: Path) -> tuple[Cell, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{path} cannot be read: {_reason(error)}") from error
     if path.suffix == ".py":
-        return (_parse(text, 0, str(path)),)
-    return tuple(_parse(source, number, str(path)) for number, source in _code_cells(text, path))
+        return (parse_cell(text, 0, str(path)),)
+    return tuple(parse_cell(source, number, str(path)) for number, source in code_cells(text, path))
 
 
-def _code_cells(text: str, path: Path) -> Iterator[tuple[int, str]]:
+def code_cells(text: str, path: Path) -> Iterator[tuple[int, str]]:
     """Yield the number, from 1, and the source of each code cell."""
     try:
         notebook: dict[str, Any] = json.loads(text)
@@ -106,7 +106,17 @@ def _reason(error: Exception) -> str:
     return f"lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _parse(source: str, number: int, path: str) -> Cell:
+def parse_cell(source: str, number: int, path: str) -> Cell:
+    """Read one cell, or with number 0 a script.
+
+    Args:
+        source: its text.
+        number: of the cell, from 1.
+        path: of the notebook, for messages.
+
+    Raises:
+        ExportError: it is not Python.
+    """
     magic: dict[str, str] = {}
     body = source.lstrip("\n")
     where = f"cell {number}"

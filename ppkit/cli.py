@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,9 +98,82 @@ def _export(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _grade_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help="a lab's notebook, or a folder of a class's notebooks")
+    parser.add_argument("--lab", metavar="NAME", help="which lab it is, such as lab01 (default: found out)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="of a notebook: write the grade as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="of a notebook: write the grade as a page to read")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="of a folder: where to write (default: PATH/grades)"
+    )
+    parser.add_argument("--jobs", type=_at_least_1, metavar="N", help="of a folder: how many at a time")
+
+
+def _at_least_1(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    return _grade_class(arguments) if arguments.path.is_dir() else _grade_notebook(arguments)
+
+
+def _grade_notebook(arguments: argparse.Namespace) -> int:
+    from ppkit.grading.grade import grade
+    from ppkit.grading.page import page
+
+    for target in filter(None, (arguments.json, arguments.html)):
+        if not target.absolute().parent.is_dir():
+            raise PpkitError(f"there is no folder {target.absolute().parent} to write {target.name} into")
+    show = _progress()
+    result = grade(arguments.path, lab=arguments.lab, tell=lambda title: show(f"checking {title} …"))
+    show("")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
+    if arguments.html:
+        arguments.html.write_text(page(result), encoding="utf-8")
+    print("\n".join(result.lines()))
+    return DONE if result.points == result.out_of else DIFFERS
+
+
+def _grade_class(arguments: argparse.Namespace) -> int:
+    from ppkit.grading.classroom import count_mistakes, find_submissions, grade_class, write_results
+
+    submissions = find_submissions(arguments.path)
+    folder = arguments.output or arguments.path / "grades"
+    show = _progress()
+    show(f"0 of {len(submissions)} graded")
+    outcomes = grade_class(
+        submissions,
+        folder / "reports",
+        lab=arguments.lab,
+        jobs=arguments.jobs,
+        tell=lambda n, newest: show(f"{n} of {len(submissions)} graded, the newest: {newest.learner}"),
+    )
+    show("")
+    grades, mistakes = write_results(outcomes, folder)
+    for one in outcomes:
+        result = f"{one.grade['points']:g} of {one.grade['out_of']:g}" if one.grade else one.problem
+        flagged = sum(bool(task["flags"]) for task in one.grade["tasks"]) if one.grade else 0
+        print(f"{one.learner}: {result}" + (f", {flagged} to be looked at" if flagged else ""))
+    for (lab, task, mistake), times in count_mistakes(outcomes).most_common(10):
+        print(f"  {times:3} × {lab}, {task}: {mistake}")
+    print(f"wrote {grades} and {mistakes}; a page for each in {folder / 'reports'}")
+    return DONE if all(one.grade for one in outcomes) else FAILED
+
+
+def _progress() -> Callable[[str], None]:
+    """Return what shows a line in place of the one before, on a terminal only."""
+    if not sys.stderr.isatty():
+        return lambda _text: None
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
 COMMANDS = (
     Command("build", "make exercises/ from solutions/", _build_arguments, _build),
     Command("doctor", "tell whether this machine is ready for the course", _doctor_arguments, _doctor),
+    Command("grade", "grade a lab's notebook, or a class's", _grade_arguments, _grade),
     Command("export", "make a notebook's function a script for torchrun", _export_arguments, _export),
 )
 

@@ -28,6 +28,19 @@ def chromium() -> str:
     return found
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --exhaustive, without which tests of every combination are left out."""
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked `exhaustive` too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless asked for."""
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `gpu` where there is no GPU; torch is imported only for such a test."""
     if item.get_closest_marker("gpu"):

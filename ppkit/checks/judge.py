@@ -86,6 +86,9 @@ def graded(task: str, points: float) -> Callable[[Callable[P, Passed]], Callable
     Args:
         task: what the report calls the task.
         points: for a right answer.
+
+    Returns:
+        a decorator; the check that it makes holds both, as attributes.
     """
 
     def decorate(judge: Callable[P, Passed]) -> Callable[P, Report]:
@@ -102,6 +105,7 @@ def graded(task: str, points: float) -> Callable[[Callable[P, Passed]], Callable
                 verdict = Wrong(f"This check could not judge your answer; please report that. {kind}: {error}")
             return verdict.report(task, points)
 
+        vars(check).update(task=task, points=points)
         return check
 
     return decorate

@@ -29,7 +29,7 @@ except ImportError as error:
         "`ppkit build` needs nbgrader, which is not installed here. Run: pip install 'ppkit[course]'"
     ) from error
 
-__all__ = ["edited_cells", "release"]
+__all__ = ["StubSolutions", "edited_cells", "release"]
 
 CODE_STUB = 'raise NotImplementedError("your code here")'
 TEXT_STUB = "*Your answer here.*"
@@ -40,13 +40,15 @@ LANGUAGE_INFO = {"file_extension": ".py", "mimetype": "text/x-python", "name": "
 OF_A_RUN = ("execution", "ExecuteTime", "collapsed", "scrolled")
 
 
-class _ClearSolutions(ClearSolutions):  # type: ignore[misc]  # nbgrader ships no types
+class StubSolutions(ClearSolutions):  # type: ignore[misc]  # nbgrader ships no types
     """Replaces a solution region by the stub in its cell's metadata `{"ppkit": {"stub": …}}`."""
 
     def preprocess_cell(
         self, cell: NotebookNode, resources: dict[str, Any], cell_index: int
     ) -> tuple[NotebookNode, dict[str, Any]]:
-        stub = cell.metadata.get("ppkit", {}).get("stub")
+        stub = cell.metadata.get("ppkit", {}).pop("stub", None)
+        if not cell.metadata.get("ppkit", True):
+            del cell.metadata["ppkit"]
         self.code_stub = {"python": stub or CODE_STUB}
         self.text_stub = stub or TEXT_STUB
         result: tuple[NotebookNode, dict[str, Any]] = super().preprocess_cell(cell, resources, cell_index)
@@ -57,7 +59,7 @@ class _ClearSolutions(ClearSolutions):  # type: ignore[misc]  # nbgrader ships n
 # The order of nbgrader's own `generate_assignment`; the second checksum covers what is left at the end.
 CHAIN = (
     LockCells,
-    _ClearSolutions,
+    StubSolutions,
     ClearOutput,
     CheckCellMetadata,
     ComputeChecksums,
@@ -147,7 +149,3 @@ def _strip_metadata(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         for key in OF_A_RUN:
             cell.metadata.pop(key, None)
-        ours = cell.metadata.get("ppkit", {})
-        ours.pop("stub", None)
-        if not ours:
-            cell.metadata.pop("ppkit", None)

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import linecache
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import cloudpickle
 
 from ppkit.errors import LaunchError
 
 WARN_BYTES = 64 * 2**20
+
+
+class Packed:
+    """Stands for a function that another process has pickled: it travels to ranks, and cannot be called here.
+
+    Args:
+        name: of the function.
+        payload: the function, pickled; None where that failed.
+        signature: of the function; None where it does not tell.
+        problem: why it could not be pickled.
+        sources: file names of its code, whose lines `linecache` holds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        payload: bytes | None,
+        signature: inspect.Signature | None = None,
+        problem: str = "",
+        sources: Iterable[str] = (),
+    ) -> None:
+        self.__name__ = self.__qualname__ = name
+        self._payload = payload
+        self._problem = problem
+        self.sources = frozenset(sources)
+        if signature is not None:
+            self.__signature__ = signature
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse: whoever holds it does not trust its code."""
+        raise TypeError(f"`{self.__name__}` runs on ranks only")
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self._payload is None:
+            raise pickle.PicklingError(self._problem)
+        return pickle.loads, (self._payload,)
 
 
 class Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -28,6 +65,8 @@ class Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no t
         """Pickle GPU tensors by their CPU copy; leave all else to cloudpickle."""
         if isinstance(obj, types.FunctionType):
             self.filenames.add(obj.__code__.co_filename)
+        elif isinstance(obj, Packed):
+            self.filenames |= obj.sources
         elif "torch" in sys.modules and isinstance(obj, sys.modules["torch"].Tensor) and obj.is_cuda:
             return _same, (obj.detach().cpu().requires_grad_(obj.requires_grad),)
         return super().reducer_override(obj)

@@ -1,0 +1,191 @@
+"""Runs a submission's cells in a process of its own, and brings back the answers.
+
+A cell that raises, hangs, exits or crashes costs what it would have set; the cells after it are run all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import linecache
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import ppkit
+from ppkit.grading.sealed import close, open_in_grader
+from ppkit.grading.submission import Runnable
+
+__all__ = ["Answers", "collect"]
+
+CELL_SECONDS = 20.0  # a cell of a lab takes well under one
+_GRACE = 10.0  # for the process to start, and for a cell that ignores its end
+_MEMORY = 4 * 2**30  # bytes that cells may take
+_RESTARTS = 8  # after that the rest of the notebook is left
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the cells of a submission have set.
+
+    Attributes:
+        values: by name, as `ppkit.grading.sealed` opens them; names that no cell set are missing.
+        errors: what a cell ended with, by its number.
+    """
+
+    values: Mapping[str, Any]
+    errors: Mapping[int, str]
+
+
+def collect(cells: Iterable[Runnable], names: Iterable[str]) -> Answers:
+    """Run the cells in order, and return what `names` stand for in the end.
+
+    Args:
+        cells: of a submission.
+        names: of the answers.
+    """
+    todo = [(cell.number, cell.source) for cell in cells]
+    wanted = sorted(names)
+    sources = {_filename(number): source.splitlines(keepends=True) for number, source in todo}
+    errors: dict[int, str] = {}
+    for _ in range(_RESTARTS):
+        begun = 0
+        for message in _run(todo, wanted):
+            if "begin" in message:
+                begun = message["begin"]
+            elif "error" in message:
+                errors[begun] = message["error"]
+            elif "gone" in message:
+                errors[begun] = message["gone"]
+                todo = [cell for cell in todo if cell[0] != begun]
+            else:
+                for name, lines in sources.items():  # reports quote them
+                    linecache.cache[name] = (len("".join(lines)), None, lines, name)
+                return Answers({n: open_in_grader(v) for n, v in message["values"].items()}, errors)
+        if not begun:
+            break
+    return Answers({}, errors)
+
+
+def _filename(number: int) -> str:
+    return f"<cell {number}>"
+
+
+def _run(cells: list[tuple[int, str]], names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the messages of a fresh process; the last is its answers, or how it was gone."""
+    reading, writing = os.pipe()
+    root = str(Path(ppkit.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    with tempfile.TemporaryDirectory(prefix="ppkit-") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ppkit.grading.answers", str(writing)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": path, "PPKIT_LIVE": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        os.close(writing)
+        try:
+            assert process.stdin is not None  # a pipe, as asked
+            process.stdin.write(json.dumps({"cells": cells, "names": names}).encode())
+            process.stdin.close()
+            with os.fdopen(reading, "rb") as stream:
+                yield from _listen(stream, process)
+        finally:
+            _end(process)
+
+
+def _listen(stream: IO[bytes], process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    waiting = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while True:
+            if not selector.select(CELL_SECONDS + _GRACE):
+                yield {"gone": f"ran for more than {CELL_SECONDS:g} s and was ended"}
+                return
+            chunk = os.read(stream.fileno(), 1 << 20)
+            if not chunk:
+                break
+            *lines, waiting = (waiting + chunk).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                yield message
+                if "values" in message:
+                    return
+    code = process.wait()
+    yield {"gone": f"ended the process, with {f'signal {-code}' if code < 0 else f'exit code {code}'}"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that its cells have started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# --- in the process of the cells ---
+
+
+class _TooLong(BaseException):
+    """A cell has had its time."""
+
+
+def _too_long(*_: Any) -> None:
+    raise _TooLong
+
+
+def _main(descriptor: int) -> None:
+    import resource
+
+    task = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    signal.signal(signal.SIGALRM, _too_long)
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module  # functions travel by value, as a notebook's do
+    vars(module).update(display=lambda *_args, **_kwargs: None, In=[], Out={})
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+
+        def say(**message: Any) -> None:
+            stream.write(json.dumps(message) + "\n")
+            stream.flush()
+
+        for number, source in task["cells"]:
+            say(begin=number)
+            if error := _execute(source, _filename(number), vars(module)):
+                say(error=error)
+        found = {name: close(vars(module)[name]) for name in task["names"] if name in vars(module)}
+        say(values=found)
+        stream.flush()
+    os._exit(0)
+
+
+def _execute(source: str, filename: str, namespace: dict[str, Any]) -> str:
+    """Run a cell; return what it ended with, "" for its end."""
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    signal.setitimer(signal.ITIMER_REAL, CELL_SECONDS)
+    try:
+        exec(compile(source, filename, "exec"), namespace)
+    except _TooLong:
+        return f"ran for more than {CELL_SECONDS:g} s and was ended"
+    except SystemExit as error:
+        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return ""
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))
