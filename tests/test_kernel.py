@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import descendants
+from processes import busy, descendants
 
 manager = pytest.importorskip("jupyter_client.manager")
 
@@ -88,7 +88,7 @@ def _start_hanging(kernel: Kernel, how: str) -> set[int]:
     """Let a cell hang; return the processes that it has started."""
     assert kernel.run(WORKING) == "(0, 1)"
     kernel.client.execute(HANGING[how] + "\nlaunch(stay, n_ranks=2)")
-    _wait_until(lambda: len(descendants(kernel.pid)) >= 3, 30)  # the fork server and two ranks
+    _wait_until(lambda: busy(kernel.pid) == ["ppkit rank 0", "ppkit rank 1"], 30)
     time.sleep(0.3)
     return descendants(kernel.pid)
 
@@ -101,7 +101,7 @@ def test_the_stop_button_ends_the_run_and_the_next_one_works(kernel: Kernel, how
     assert "Interrupted: The run was interrupted; its ranks have been ended." in output
     assert "rank 0: " in output
     assert "ppkit/launch" not in output
-    _wait_until(lambda: len(descendants(kernel.pid)) == 1, 5)  # the fork server stays
+    _wait_until(lambda: not busy(kernel.pid), 5)
     assert kernel.run(WORKING) == "(0, 1)"
 
 

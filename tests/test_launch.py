@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import descendants
+from processes import busy, descendants, names
 
 import ppkit
 from ppkit.emulate import Emulation
@@ -111,6 +111,60 @@ def test_every_run_starts_fresh_and_seeded() -> None:
     assert first.results[0] == first.results[1]
     assert not first.results[0][2]
     assert launch(draw, seed=1).results[0][0] != first.results[0][0]
+
+
+def _state() -> dict[str, object]:
+    """What a process knows and holds besides what this test sees to."""
+    torch.nn.Linear(2, 2)(torch.ones(2)).sum().backward()  # a first backward starts what it needs
+    dist.barrier()
+    return {
+        "modules": sorted(sys.modules),
+        "environment": dict(os.environ),
+        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "random": (torch.rand(1).item(), random.random()),
+        "group": (dist.group.WORLD.group_name, dist.get_backend(), len(dist.distributed_c10d._world.pg_map)),
+        "modes": (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGTERM)],
+        "hooks": len(sys.modules["torch.optim.optimizer"]._global_optimizer_post_hooks),
+        "group of processes": os.getpgid(0) == os.getpid() == os.getsid(0),
+    }
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_a_rank_that_was_a_spare_is_as_one_that_was_forked() -> None:
+    from ppkit.launch.starter import starter
+
+    starter().close()  # type: ignore[attr-defined]
+    forked = launch(_state)
+    _wait_for_spares(2)
+    time.sleep(0.5)  # in which they rehearse
+    pids = descendants(os.getpid())
+    kept = launch(lambda: (os.getpid(), _state()))
+    assert {pid for pid, _ in kept.results} <= pids
+    assert tuple(state for _, state in kept.results) == forked.results
+    assert len(kept.timeline) == len(forked.timeline)
+
+
+def _wait_for_spares(n: int) -> None:
+    deadline = time.perf_counter() + 30
+    while names(os.getpid()).count("ppkit spare") != n and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    assert names(os.getpid()).count("ppkit spare") == n
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_spares_that_were_ended_are_replaced_by_forks() -> None:
+    launch(_rank, n_ranks=3)
+    _wait_for_spares(3)
+    for pid in descendants(os.getpid()):
+        if Path(f"/proc/{pid}/comm").read_text() == "ppkit spare\n":
+            os.kill(pid, signal.SIGKILL)
+    _wait_for_spares(0)
+    assert launch(_rank, n_ranks=3).results == (0, 1, 2)
+    _wait_for_spares(3)
+    assert launch(_rank, n_ranks=1).results == (0,)
+    assert launch(_rank, n_ranks=5).results == (0, 1, 2, 3, 4)
 
 
 def test_tensors_that_need_gradients_come_back() -> None:
@@ -457,8 +511,8 @@ def test_a_time_limit_ends_the_run_and_says_what_the_ranks_did() -> None:
             time.sleep(60)
 
     begun = time.perf_counter()
-    with pytest.raises(RankError, match=r"time limit of 0\.3 s; not finished: rank 0") as caught:
-        launch(stay, timeout=0.3)
+    with pytest.raises(RankError, match=r"time limit of 2 s; not finished: rank 0") as caught:
+        launch(stay, timeout=2)
     assert time.perf_counter() - begun < 10
     assert "rank 0: is computing, at " in caught.value.message
     assert "in stay: time.sleep(60)" in caught.value.message
@@ -633,13 +687,14 @@ def test_no_process_file_or_descriptor_is_left(how: str) -> None:
             time.sleep(60)
 
     launch(_rank)  # the server is there, and stays
-    processes, descriptors = descendants(os.getpid()), set(os.listdir("/proc/self/fd"))
+    descriptors = set(os.listdir("/proc/self/fd"))
     if how in ("raises", "hangs"):
         with pytest.raises(RankError):
             launch(work, timeout=0.3)
     else:
         launch(work)
-    assert descendants(os.getpid()) == processes
+    assert busy(os.getpid()) == []
+    assert set(names(os.getpid())) <= {"ppkit server", "ppkit spare"}
     assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     assert not list(Path(tempfile.gettempdir()).glob(f"ppkit-{os.getpid()}-*"))
 
@@ -664,7 +719,7 @@ def test_the_ranks_end_with_the_notebook_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert len(pids) == 2
     children = descendants(notebook.pid)
-    assert len(children) == 3  # the fork server and two ranks
+    assert names(notebook.pid) == ["ppkit rank 0", "ppkit rank 1", "ppkit server"]
     notebook.kill()
     notebook.wait()
     deadline = time.perf_counter() + 5
@@ -684,7 +739,7 @@ def test_a_fork_server_that_was_killed_is_replaced() -> None:
 
 
 def test_interpreters_of_their_own_serve_where_there_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppkit.launch.starter import SpawnStarter
+    from ppkit.launch.spawner import SpawnStarter
 
     monkeypatch.setattr(sys.modules["ppkit.launch"], "starter", SpawnStarter)
 

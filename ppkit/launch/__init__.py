@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -23,7 +22,7 @@ from ppkit.launch.output import labelled
 from ppkit.launch.packing import WARN_BYTES, pack_call
 from ppkit.launch.rank import RANK_MARK, Plan
 from ppkit.launch.run import Run, merge
-from ppkit.launch.starter import starter
+from ppkit.launch.starter import Starter, starter
 from ppkit.launch.watch import Watcher
 from ppkit.timeline import Timeline
 
@@ -97,22 +96,28 @@ def launch(
     if placement.note and show:
         print(placement.note)
     name = getattr(fn, "__name__", type(fn).__name__)
-    with (
-        _one_at_a_time,
-        tempfile.TemporaryDirectory(prefix=f"ppkit-{os.getpid()}-", ignore_cleanup_errors=True) as folder,
-    ):
-        return _run(plan, call, Path(folder), placement, name, timeout, show)
+    with _one_at_a_time:
+        ranks = starter()
+        with ranks.folder() as folder:
+            return _run(ranks, plan, call, folder, placement, name, timeout, show)
 
 
 def _run(
-    plan: Plan, call: bytes, run_dir: Path, placement: Placement, name: str, timeout: float | None, show: bool
+    ranks: Starter,
+    plan: Plan,
+    call: bytes,
+    run_dir: Path,
+    placement: Placement,
+    name: str,
+    timeout: float | None,
+    show: bool,
 ) -> Run:
     begun = time.perf_counter()
     (run_dir / "plan").write_bytes(pickle.dumps(plan))
     (run_dir / "call").write_bytes(call)
     board = Board(run_dir / "board", plan.n_ranks)
-    ranks = starter()
-    watcher = Watcher(ranks, ranks.start(run_dir, plan.n_ranks), run_dir, board, timeout)
+    team = ranks.start(run_dir, plan.n_ranks)
+    watcher = Watcher(team, team.controls, run_dir, board, timeout)
     try:
         watcher.run()
         seconds = time.perf_counter() - begun

@@ -12,12 +12,13 @@ import pickle
 import random
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ppkit.emulate import Emulation
 from ppkit.launch.board import Board
@@ -40,11 +41,14 @@ _PRELOAD = (
     "torch.utils.checkpoint",
     "torch.utils.data",
     "torch.utils.data.distributed",
+    "ppkit.launch.store",
     "ppkit.observe.messages",
     "ppkit.observe.modules",
     "ppkit.emulate",
     "ppkit.models",
     "ppkit.data",
+    "ppkit.builders",
+    "ppkit.simulate",
     "pydoc_data.topics",
 )
 _PRELOAD_WHERE_THERE = ("torch.profiler._cupti_monitor",)  # not every release of torch has it
@@ -92,6 +96,7 @@ class _Observation:
 
 
 _observation = _Observation()
+_stores: list[Any] = []  # torch keeps the C++ side of a store alone
 
 
 def preload() -> None:
@@ -102,13 +107,23 @@ def preload() -> None:
         with suppress(ModuleNotFoundError):
             importlib.import_module(name)
     import torch
-    from torch import nn
 
     from ppkit.observe.recorder import Recorder
 
     # First uses import modules and set up kernels too. Tiny tensors and one thread: no thread pool may exist
     # at a fork. The graph stays on the CPU, which autograd walks in the calling thread.
     torch.set_num_threads(1)
+    _train_a_little()
+    with suppress(AttributeError):  # `init_process_group` empties these caches; in a rank that would copy their pages
+        torch._dynamo.trace_rules.clear_lru_cache()
+    _observation.recorder = Recorder()
+    _observation.undo = observing(_observation.recorder)
+
+
+def _train_a_little() -> None:
+    import torch
+    from torch import nn
+
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4))
     for optimizer in (
         torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
@@ -118,10 +133,27 @@ def preload() -> None:
         optimizer.step()
         optimizer.zero_grad()
     pickle.loads(pack(model.state_dict())[0])
-    with suppress(AttributeError):  # `init_process_group` empties these caches; in a rank that would copy their pages
-        torch._dynamo.trace_rules.clear_lru_cache()
-    _observation.recorder = Recorder()
-    _observation.undo = observing(_observation.recorder)
+
+
+def rehearse() -> Iterator[None]:
+    """Do in a spare what every rank does first, so that the pages it writes to are its own when a run comes.
+
+    Nothing of it can be seen afterwards: the process group is a group of one and gone, seeds are set by each run.
+    """
+    import torch
+    from torch import distributed as dist
+    from torch._C import _distributed_c10d as c10d
+
+    yield
+    os.environ.update(_loopback())
+    store = c10d.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=_FOREVER)
+    cast(Any, dist.group.WORLD).allreduce([torch.ones(1)]).wait()  # not by a call that is observed
+    dist.destroy_process_group()
+    yield
+    # Modules and optimizers are observed, for nobody; CUDA must not be touched.
+    _observation.recorder.begin(0, 1, cast(Board, None), None, on_gpu=False)
+    _train_a_little()
 
 
 def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
@@ -181,8 +213,13 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
         reporter.recorder = _observation.recorder
     else:
         leave_alone(_observation.undo)
+    from ppkit.launch.store import LogStore
+
     fn, args = pickle.loads((run_dir / "call").read_bytes())
-    store = c10d.FileStore(str(run_dir / "store"), plan.n_ranks)
+    # NCCL asks the store from threads of its own, which Python could keep waiting.
+    own = sys.platform != "win32" and plan.backend != "nccl"
+    store: Any = LogStore(run_dir / "store") if own else c10d.FileStore(str(run_dir / "store"), plan.n_ranks)
+    _stores.append(store)
     # CPU tensors go over gloo on GPUs too, so that the same function runs on both.
     backend = "cpu:gloo,cuda:nccl" if plan.backend == "nccl" else plan.backend
     dist.init_process_group(backend, store=store, rank=rank, world_size=plan.n_ranks, timeout=_FOREVER)
@@ -199,11 +236,15 @@ def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": plan.n_ranks,
         RANK_MARK: rank,
     }
-    if sys.platform in LOOPBACK:  # nothing listens where other machines, or their users, could reach it
-        variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), LOOPBACK[sys.platform])
     if not plan.devices:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # so that `torch.cuda.is_available()` says what the run uses
-    return {name: str(value) for name, value in variables.items()}
+    return {name: str(value) for name, value in variables.items()} | _loopback()
+
+
+def _loopback() -> dict[str, str]:
+    """Let nothing listen where other machines, or their users, could reach it."""
+    name = LOOPBACK.get(sys.platform)
+    return dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), name) if name else {}
 
 
 def _redirect_output(path: Path) -> None:

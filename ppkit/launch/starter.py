@@ -1,4 +1,4 @@
-"""Starts and ends ranks: by the fork server, or by new interpreters where a system has no fork."""
+"""Starts and ends ranks by the fork server; the notebook's end of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import atexit
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Client, Connection, Listener
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from ppkit.errors import LaunchError
 from ppkit.launch.server import receive_with_fds, send_with_fds
@@ -36,11 +39,10 @@ class Exit(NamedTuple):
     when: float
 
 
-class Starter(Protocol):
-    """How ranks come to be and end."""
+class Team(Protocol):
+    """The processes of a run, as whoever watches them needs them."""
 
-    def start(self, run_dir: Path, n_ranks: int) -> list[Connection]:
-        """Start all ranks of a run; return the control channel of each."""
+    controls: list[Connection]
 
     def watched(self) -> Sequence[Any]:
         """Return what to wait on besides the control channels."""
@@ -50,6 +52,19 @@ class Starter(Protocol):
 
     def kill(self) -> None:
         """End every rank, and all that it started, at once."""
+
+
+class Starter(Protocol):
+    """How ranks come to be."""
+
+    def is_usable(self) -> bool:
+        """Tell whether it can start ranks."""
+
+    def folder(self) -> AbstractContextManager[Path]:
+        """Make a folder for a run, and remove it."""
+
+    def start(self, run_dir: Path, n_ranks: int) -> Team:
+        """Start all ranks of a run."""
 
 
 @contextmanager
@@ -68,54 +83,111 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+class ForkTeam:
+    """Ranks that the fork server has forked.
+
+    Args:
+        starter: the server's notebook end.
+        run: what the server knows them by.
+        controls: control channel of each rank.
+    """
+
+    def __init__(self, starter: ForkStarter, run: str, controls: list[Connection]) -> None:
+        self._starter = starter
+        self._run = run
+        self.controls = controls
+        self.ended: list[Exit] = []
+
+    def watched(self) -> Sequence[Any]:
+        """Return what to wait on besides the control channels."""
+        return self._starter.watched()
+
+    def exits(self) -> list[Exit]:
+        """Return the ends of ranks since the last call."""
+        self._starter.listen()
+        found, self.ended = self.ended, []
+        return found
+
+    def kill(self) -> None:
+        """End every rank at once."""
+        self._starter.kill(self._run)
+
+
 class ForkStarter:
     """Asks this process's fork server, which it starts at the first use and keeps."""
 
     def __init__(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
+        self._folders = str(Path(tempfile.gettempdir(), f"ppkit-{os.getpid()}-{secrets.token_hex(8)}-"))
         ours, theirs = socket.socketpair()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from ppkit.launch.server import main; main({theirs.fileno()})"
+        lifeline, self._lifeline = os.pipe()
+        call = f"main({theirs.fileno()}, {lifeline}, {self._folders!r})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ppkit.launch.server import main; {call}"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), lifeline],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 start_new_session=True,  # the stop button's signal is not for the ranks
                 env=os.environ | _HUGE_PAGES,
             )
+        os.close(lifeline)
         self._sock = ours
         self._owner = os.getpid()
         self._inbox: deque[Any] = deque()  # received, and not lost to an interrupt
-        self._run = ""  # the one that is on; an interrupted start leaves messages of another behind
+        self._teams: WeakValueDictionary[str, ForkTeam] = WeakValueDictionary()  # by run, while somebody watches
+        self._ready = False
+        self._numbers = count()
         atexit.register(self.close)
         # A process forked from this one must not hold the socket: the server ends when its last holder does.
-        os.register_at_fork(after_in_child=ours.close)
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        self._sock.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
     def is_usable(self) -> bool:
         """Tell whether the server is alive and belongs to this process, not to one that forked it."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def start(self, run_dir: Path, n_ranks: int) -> list[Connection]:
-        """Start all ranks of a run; return the control channel of each."""
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Make a folder for a run, and remove it; the server does where this process is killed."""
+        while not self._ready:  # before that nobody would
+            self._ready = self._receive()[0] == "ready"
+        path = Path(f"{self._folders}{next(self._numbers)}")
+        path.mkdir(mode=0o700)
+        try:
+            yield path
+        finally:
+            remove_folder(path)
+
+    def start(self, run_dir: Path, n_ranks: int) -> ForkTeam:
+        """Start all ranks of a run."""
+        run = str(run_dir)
         pairs = [socket.socketpair() for _ in range(n_ranks)]
-        self._run = str(run_dir)
         try:
             with _uninterrupted():
-                send_with_fds(self._sock, ("fork", self._run), [theirs.fileno() for _, theirs in pairs])
-            while self._receive()[:2] != ("forked", self._run):
-                pass  # what an earlier run has left
+                send_with_fds(self._sock, ("fork", run), [theirs.fileno() for _, theirs in pairs])
+            while self._receive()[:2] != ("forked", run):
+                pass  # what an interrupted start has left
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
+            self.kill(run)
             raise
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        return [Connection(ours.detach()) for ours, _ in pairs]
+        team = self._teams[run] = ForkTeam(self, run, [Connection(ours.detach()) for ours, _ in pairs])
+        return team
 
     def _receive(self) -> Any:
+        """Return the next message; the end of a rank is kept for whoever watches it, too."""
         try:
             if not self._inbox:
                 select.select([self._sock], [], [])  # interruptible: preloading takes seconds
@@ -127,6 +199,8 @@ class ForkStarter:
         if message[0] == "failed":
             self.close()
             raise LaunchError(f"The process that starts ranks could not start or was ended. It said:\n{message[1]}")
+        if message[0] == "exited" and (team := self._teams.get(message[1])) is not None:
+            team.ended.append(Exit(*message[2:]))
         return message
 
     def _read_log(self) -> str:
@@ -134,29 +208,25 @@ class ForkStarter:
         return self._log.read().decode(errors="backslashreplace").strip() or "(nothing)"
 
     def watched(self) -> Sequence[Any]:
-        """Return what to wait on besides the control channels."""
+        """Return what becomes readable when a rank ends."""
         return [self._sock]
 
-    def exits(self) -> list[Exit]:
-        """Return the ends of ranks since the last call."""
-        found = []
+    def listen(self) -> None:
+        """Note which ranks have ended, without waiting."""
         while self._inbox or select.select([self._sock], [], [], 0)[0]:
-            kind, run, *end = self._receive()
-            if (kind, run) == ("exited", self._run):
-                found.append(Exit(*end))
-        return found
+            self._receive()
 
-    def kill(self) -> None:
-        """End every rank at once."""
+    def kill(self, run: str) -> None:
+        """End every rank of a run at once."""
         with suppress(OSError), _uninterrupted():
-            send_with_fds(self._sock, ("kill",), [])
+            send_with_fds(self._sock, ("kill", run), [])
 
     def close(self) -> None:
         """End the server and with it every rank."""
         if self._owner != os.getpid():
             return
         atexit.unregister(self.close)
-        self._sock.close()
+        self._let_go()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self._process.kill()
@@ -164,77 +234,28 @@ class ForkStarter:
         self._log.close()
 
 
-class SpawnStarter:
-    """Starts an interpreter for each rank; for Windows. Each imports torch anew, which takes seconds."""
-
-    def __init__(self) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._reported: set[int] = set()
-
-    def is_usable(self) -> bool:
-        """Tell whether it can start ranks: always."""
-        return True
-
-    def start(self, run_dir: Path, n_ranks: int) -> list[Connection]:
-        """Start all ranks of a run; return the control channel of each."""
-        key = secrets.token_bytes(32)
-        self._reported.clear()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from ppkit.launch.starter import spawned; spawned()"
-        with Listener(authkey=key) as listener:  # a named pipe on Windows, a socket file elsewhere
-            self._processes = []
-            for rank in range(n_ranks):
-                process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-                hello = f"{rank}\n{run_dir}\n{listener.address}\n{key.hex()}\n"
-                assert process.stdin is not None  # PIPE above; for the type checker
-                with process.stdin:
-                    process.stdin.write(hello.encode())
-                self._processes.append(process)
-            connections: dict[int, Connection] = {}
-            for _ in range(n_ranks):
-                connection = listener.accept()
-                connections[connection.recv()] = connection
-        return [connections[rank] for rank in range(n_ranks)]
-
-    def watched(self) -> Sequence[Any]:
-        """Return what to wait on besides the control channels."""
-        return []
-
-    def exits(self) -> list[Exit]:
-        """Return the ends of ranks since the last call."""
-        ended = [r for r, p in enumerate(self._processes) if p.poll() is not None and r not in self._reported]
-        self._reported.update(ended)
-        return [Exit(rank, self._processes[rank].returncode, time.perf_counter()) for rank in ended]
-
-    def kill(self) -> None:
-        """End every rank at once."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
-
-    def close(self) -> None:
-        """End every rank."""
-        self.kill()
+def remove_folder(path: Path) -> None:
+    """Remove a folder, although a rank that is being ended may still write to it."""
+    for _ in range(50):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.01)
 
 
-def spawned() -> None:
-    """Be a rank in an interpreter of its own; what to be comes on standard input."""
-    from ppkit.launch.rank import preload, run_rank
-
-    rank, run_dir, address, key = sys.stdin.read().splitlines()
-    control = Client(address, authkey=bytes.fromhex(key))
-    control.send(int(rank))
-    preload()
-    run_rank(int(rank), Path(run_dir), control)
-
-
-_starter: ForkStarter | SpawnStarter | None = None
+_starter: Starter | None = None
 _lock = threading.Lock()
 
 
-def starter() -> ForkStarter | SpawnStarter:
+def starter() -> Starter:
     """Return this process's starter, which begins to preload behind its back when it is new."""
     global _starter
     with _lock:
         if _starter is None or not _starter.is_usable():
-            _starter = ForkStarter() if hasattr(os, "fork") else SpawnStarter()
+            if hasattr(os, "fork"):
+                _starter = ForkStarter()
+            else:
+                from ppkit.launch.spawner import SpawnStarter
+
+                _starter = SpawnStarter()
         return _starter

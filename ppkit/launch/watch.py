@@ -15,7 +15,7 @@ from ppkit.launch import explain
 from ppkit.launch.board import Board
 from ppkit.launch.frames import Frame
 from ppkit.launch.output import LiveLine, read_output
-from ppkit.launch.starter import Starter
+from ppkit.launch.starter import Team
 from ppkit.observe.fields import Row
 
 _TICK = 0.05
@@ -64,7 +64,7 @@ class Watcher:
     """The notebook's end of a run.
 
     Args:
-        starter: started the ranks, and ends them.
+        team: the ranks.
         controls: control channel of each rank.
         run_dir: where the ranks' output is.
         board: what each rank is waiting for.
@@ -72,9 +72,9 @@ class Watcher:
     """
 
     def __init__(
-        self, starter: Starter, controls: list[Connection], run_dir: Path, board: Board, timeout: float | None
+        self, team: Team, controls: list[Connection], run_dir: Path, board: Board, timeout: float | None
     ) -> None:
-        self._starter = starter
+        self._team = team
         self._controls: dict[Any, int] = {control: rank for rank, control in enumerate(controls)}
         self._by_rank = dict(enumerate(controls))
         self._paths = [run_dir / f"output.{rank}" for rank in range(len(controls))]
@@ -129,7 +129,7 @@ class Watcher:
     def end(self) -> None:
         """End every rank that is left, whatever it is doing; return when they are gone."""
         if not self._all_gone():
-            self._starter.kill()
+            self._team.kill()
             self._listen_until(time.perf_counter() + 5.0, self._all_gone)
         for control in self._by_rank.values():
             control.close()
@@ -148,10 +148,10 @@ class Watcher:
             self._listen(min(_TICK, remaining))
 
     def _listen(self, seconds: float) -> None:
-        for ready in wait([*self._controls, *self._starter.watched()], seconds):
+        for ready in wait([*self._controls, *self._team.watched()], seconds):
             if ready in self._controls:
                 self._hear(ready, self._controls[ready])
-        for rank, code, when in self._starter.exits():
+        for rank, code, when in self._team.exits():
             log = self.logs[rank]
             log.code = code
             log.ended = log.ended or when

@@ -60,7 +60,24 @@ class Recorder:
 
     def __init__(self) -> None:
         self.inside = Inside()
-        self.on_gpu = False
+
+    def begin(
+        self, rank: int, n_ranks: int, board: Board, emulation: Emulation | None, on_gpu: bool | None = None
+    ) -> None:
+        """Be the recorder of one rank in one run.
+
+        Args:
+            rank: this rank.
+            n_ranks: how many ranks the run has.
+            board: shared with the other ranks and the watcher.
+            emulation: durations to keep to, or None.
+            on_gpu: whether there are kernels to wait for; None: ask torch.
+        """
+        self.rank = rank
+        self.n_ranks = n_ranks
+        self.board = board
+        self.emulation = emulation
+        self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
         self.in_backward = False
         self._rows: list[Row] = []
         self._stages: dict[int, int] = {}  # id of an outermost module -> its stage
@@ -68,21 +85,6 @@ class Recorder:
         self._microbatches: dict[int, int] = defaultdict(int)  # by stage, since the last step
         self._numbers: dict[tuple[int, int, int], int] = defaultdict(int)  # by link and tag
         self._pending: tuple[str, int | None, int | None, Any, float, FrameType | None] | None = None
-
-    def begin(self, rank: int, n_ranks: int, board: Board, emulation: Emulation | None) -> None:
-        """Be the recorder of one rank.
-
-        Args:
-            rank: this rank.
-            n_ranks: how many ranks the run has.
-            board: shared with the other ranks and the watcher.
-            emulation: durations to keep to, or None.
-        """
-        self.rank = rank
-        self.n_ranks = n_ranks
-        self.board = board
-        self.emulation = emulation
-        self.on_gpu = torch.cuda.is_available()
 
     def rows(self) -> list[Row]:
         """Return the events so far, a call that has not returned among them."""
