@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppkit.draw.gantt import figure_spec, gantt
 from ppkit.draw.svg import to_svg
-from ppkit.draw.text import to_text
+from ppkit.draw.text import critical_line, to_text
 
 if TYPE_CHECKING:
     from ppkit.draw.figure import GanttFigure
@@ -29,10 +29,13 @@ def mimebundle(
         timelines: at least one.
         figure: their figure, if it is made already; it may have been changed since.
         title: as ``gantt`` takes it.
-        options: as ``gantt`` takes them: ``height``, ``labels``, ``messages``.
+        options: the others that ``gantt`` takes.
     """
     texts = [title] if title else []
-    texts += [to_text(timeline) for timeline in timelines]
+    for timeline in timelines:
+        path = f"\n{critical_line(timeline)}" if options.get("critical") else ""
+        texts.append(to_text(timeline) + path)
+    texts += [str(options["memory"])] if options.get("memory") else []
     bundle: dict[str, Any] = {"text/plain": "\n\n".join(texts)}
     if sum(map(len, timelines)) <= MOST_SVG_EVENTS:
         bundle["image/svg+xml"] = to_svg(*timelines, title=title, **options)

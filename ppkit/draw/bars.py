@@ -14,7 +14,7 @@ from ppkit.draw.labels import Labels, labelled
 from ppkit.draw.style import Mark
 from ppkit.units import number
 
-__all__ = ["bar_traces", "idle_trace", "is_dense", "message_trace"]
+__all__ = ["bar_traces", "critical_trace", "idle_trace", "is_dense", "message_trace"]
 
 Spec: TypeAlias = "dict[str, Any]"
 Groups: TypeAlias = "Mapping[tuple[str, int], list[Mark]]"
@@ -118,6 +118,27 @@ def _short_hover(pairs: Sequence[tuple[Band, Mark]], axis: Axis) -> Spec:
     stage = "" if first.stage is None else " (stage %{customdata[1]})"
     # %{y} is the text of the row's tick, "rank 2"; %{x} is where the bar ends.
     return {"customdata": data, "hovertemplate": f"%{{y}}, {what}{stage}, {times}"}
+
+
+def critical_trace(bands: Sequence[Band], axis: Axis) -> Spec:
+    """An edge around every bar of the timelines' critical paths."""
+    marks = [(band, mark) for band in bands for mark in style.critical_marks(band.timeline, band.lanes)]
+    comm = [mark.event.lane == "comm" for _, mark in marks]
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": "critical path",
+        "legendrank": 1090,
+        "y": [
+            (band.comm if lane else band.compute)(mark.event.rank)
+            for (band, mark), lane in zip(marks, comm, strict=True)
+        ],
+        "base": [axis.value(mark.start) for _, mark in marks],
+        "x": [axis.value(mark.length) for _, mark in marks],
+        "width": [Band.comm_thickness if lane else bands[0].thickness for lane in comm],
+        "marker": {"color": "rgba(0,0,0,0)", "line": {"color": style.CRITICAL, "width": 2.5}},
+        "hoverinfo": "skip",
+    }
 
 
 def _index(value: int | None) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from ppkit.timeline import Timeline
 from ppkit.units import TimeUnit, unit_for
 
-__all__ = ["MOST_MESSAGES", "Axis", "Band", "Line", "drawn_at_once", "message_lines"]
+__all__ = ["MOST_MESSAGES", "Axis", "Band", "Line", "bands_below", "bands_by_rank", "drawn_at_once", "message_lines"]
 
 MOST_MESSAGES, MOST_MESSAGES_AT_ONCE = 3000, 150
 
@@ -47,17 +47,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Band:
-    """The rows of one timeline, a unit high each, downwards from ``top``."""
+    """The rows of one timeline, a unit high each, downwards from ``top``, every ``stride`` units."""
 
     timeline: Timeline
     top: float
     lanes: bool
+    stride: float = 1.0
     gap: ClassVar[float] = 1.5
 
     @property
     def bottom(self) -> float:
         """Where the next row would begin."""
-        return self.top + self.timeline.n_ranks
+        return self.top + (self.timeline.n_ranks - 1) * self.stride + 1
 
     @property
     def thickness(self) -> float:
@@ -68,16 +69,29 @@ class Band:
 
     def compute(self, rank: int) -> float:
         """The middle of a rank's compute lane."""
-        return round(self.top + rank - (0.15 if self.lanes else 0), 2)
+        return round(self.top + rank * self.stride - (0.15 if self.lanes else 0), 2)
 
     def comm(self, rank: int) -> float:
         """The middle of a rank's communication lane, which lies under its compute lane."""
-        return round(self.top + rank + 0.32, 2)
+        return round(self.top + rank * self.stride + 0.32, 2)
 
     def message(self, sender: int, receiver: int) -> tuple[float, float]:
         """Where a message's line begins and ends: at the edges of the compute lanes that face each other."""
         half = self.thickness / 2 if receiver > sender else -self.thickness / 2
         return round(self.compute(sender) + half, 2), round(self.compute(receiver) - half, 2)
+
+
+def bands_below(timelines: Sequence[Timeline], lanes: bool) -> list[Band]:
+    """One band under the other."""
+    bands: list[Band] = []
+    for timeline in timelines:
+        bands.append(Band(timeline, bands[-1].bottom + Band.gap if bands else 0.0, lanes))
+    return bands
+
+
+def bands_by_rank(timelines: Sequence[Timeline], lanes: bool) -> list[Band]:
+    """The rows of one rank together, then those of the next."""
+    return [Band(timeline, float(top), lanes, len(timelines) + 0.4) for top, timeline in enumerate(timelines)]
 
 
 class Line(NamedTuple):

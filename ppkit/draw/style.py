@@ -12,6 +12,8 @@ from ppkit.units import TimeUnit, bytes_text, number
 __all__ = [
     "Mark",
     "colour",
+    "critical_marks",
+    "curve_colour",
     "hover",
     "ink",
     "legend_keys",
@@ -19,11 +21,14 @@ __all__ = [
     "marks",
     "rank_role",
     "relative_luminance",
+    "row_names",
+    "row_role",
     "shown_communication",
     "title_lines",
 ]
 
 PAPER, TEXT, MUTED, IDLE, GRID, MESSAGE = "#FFFFFF", "#1A1A1A", "#4A4A4A", "#E4E8EC", "#D0D5DA", "#444444"
+CRITICAL = "#C2001F"  # the edge of what is on the critical path
 FONT = "Open Sans, Segoe UI, Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 
 # After Okabe and Ito, "Color Universal Design" (2008). From each colour of the pipeline's operations to the next
@@ -100,6 +105,13 @@ def marks(timeline: Timeline, communication: bool) -> dict[tuple[str, int], list
     return dict(sorted(found.items(), key=lambda item: (ORDER.index(item[0][0]), item[0][1])))
 
 
+def critical_marks(timeline: Timeline, communication: bool) -> list[Mark]:
+    """What is to be marked as the critical path, in order of time."""
+    zero = timeline.start
+    path = (e for e in timeline.critical_path() if communication or e.kind not in COMM_KINDS)
+    return [Mark(event, event.start - zero, event.end - event.start, event.kind, 0) for event in path]
+
+
 def _chunks(timeline: Timeline) -> dict[tuple[int, int | None], int]:
     pairs = {(event.rank, event.stage) for event in timeline.events if event.stage is not None}
     counts: dict[int, int] = {}
@@ -166,6 +178,32 @@ def hover(mark: Mark, unit: TimeUnit, decimals: int) -> str:
 def rank_role(timeline: Timeline, rank: int) -> str:
     """What a rank is beside its number, such as ``"replica 0 · stage 1"``; ``""`` where nothing is noted."""
     return timeline.notes.get(f"rank {rank}", "")
+
+
+def row_role(timeline: Timeline, rank: int, tag: str = "") -> str:
+    """What stands under a row's rank: its role, and the tag of its timeline."""
+    return ", ".join(text for text in (rank_role(timeline, rank), tag) if text)
+
+
+def row_names(timelines: Sequence[Timeline]) -> list[str]:
+    """What tells the rows of one rank apart where several timelines are drawn rank by rank."""
+    for names in ([t.source for t in timelines], [t.name for t in timelines]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}." for number in range(1, len(timelines) + 1)]
+
+
+def curve_colour(rank: int, n_ranks: int) -> str:
+    """The colour of a rank's curve, from dark to light over the ranks (stops of matplotlib's viridis)."""
+    place = 3 * rank / max(1, n_ranks - 1)
+    low = min(2, int(place))
+    mixed = zip(_rgb(_CURVES[low]), _rgb(_CURVES[low + 1]), strict=True)
+    return "#" + "".join(f"{round(one + (other - one) * (place - low)):02X}" for one, other in mixed)
+
+
+_CURVES = ("#440154", "#31688E", "#1F9E89", "#7AB648")
+# So that curves that lie on each other, or are printed in grey, can be told apart.
+CURVE_DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def title_lines(timeline: Timeline, width: int, left_out: int = 0) -> list[str]:

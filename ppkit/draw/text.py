@@ -10,7 +10,7 @@ from ppkit.errors import TimelineError
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
 
-__all__ = ["to_text"]
+__all__ = ["critical_line", "to_text"]
 
 FILL = {
     "F": "=",
@@ -107,3 +107,15 @@ def _metrics(timeline: Timeline) -> Iterator[str]:
         yield f"peak in flight by rank: {' '.join(map(str, timeline.peak_in_flight))}"
     if any(timeline.bytes_sent):
         yield f"bytes sent by rank: {', '.join(map(bytes_text, timeline.bytes_sent))}"
+
+
+def critical_line(timeline: Timeline, most: int = 24) -> str:
+    """The critical path in one line: each rank once for what it does there in a row."""
+    parts: list[str] = []
+    rank = None
+    path = [event for event in timeline.critical_path() if event.lane == "compute" or event.kind == "COLLECTIVE"]
+    for event in path[:most]:
+        parts += ([f"rank {event.rank}:"] if event.rank != rank else []) + [event.label]
+        rank = event.rank
+    more = f" … and {len(path) - most} more" if len(path) > most else ""
+    return f"critical path: {' '.join(parts)}{more}"
