@@ -1,0 +1,111 @@
+"""Spreads an emulated backward over its parameters, and lets emulated collectives take the link one at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+_EARLY = 0.0002  # seconds
+
+
+class Pace:
+    """When each gradient of the running backward is complete, if its stated duration is spread over the layers.
+
+    A hook before a gradient's accumulation, and so before every other hook on the gradient, waits until as much of
+    the stated duration is over as its parameter has of the numbers: the arithmetic of a matrix grows with its size.
+    """
+
+    def __init__(self) -> None:
+        self.stages: dict[int, int] = {}  # numbers to train, by stage
+        self._hooked: set[torch.Tensor] = set()
+        self._start = 0.0
+        self._rate = 0.0  # seconds a number; 0: nothing is spread
+        self._done = 0
+
+    def add(self, stage: int, module: nn.Module, per_layer: bool) -> None:
+        """Know a stage that is called for the first time."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.stages[stage] = sum(parameter.numel() for parameter in parameters)
+        if per_layer:
+            for parameter in set(parameters) - self._hooked:
+                parameter.register_hook(self._hook(parameter.numel()))
+            self._hooked.update(parameters)
+
+    def begin(self, start: float, seconds: float | None, stages: Iterable[int]) -> None:
+        """Spread the backward of some stages that began at `start` over `seconds`; None: take it as it comes."""
+        total = sum(self.stages[stage] for stage in stages)
+        self._rate = seconds / total if seconds and total else 0.0
+        self._start, self._done = start, 0
+
+    def end(self) -> None:
+        """Spread no more."""
+        self._rate = 0.0
+
+    def _hook(self, numbers: int) -> Callable[[torch.Tensor], None]:
+        def wait(_gradient: torch.Tensor) -> None:
+            if self._rate:
+                self._done += numbers
+                # A little early, and without the awake end of `sleep_until`: the backward's own end is exact.
+                time.sleep(max(0.0, self._start + self._done * self._rate - time.perf_counter() - _EARLY))
+
+        return wait
+
+
+class Ride:
+    """One collective on the emulated ring.
+
+    Args:
+        wire: the ring.
+        seconds: that it takes there.
+    """
+
+    def __init__(self, wire: Wire, seconds: float) -> None:
+        self.seconds = seconds
+        self.joined: float | None = None  # when the last rank had joined it
+        self._wire = wire
+        self._begin = self._end = 0.0
+        self._known = threading.Event()
+
+    def join(self, now: float) -> None:
+        """Note that all ranks have joined, so that it can begin."""
+        self.joined = now
+        self._wire.advance()
+
+    def times(self) -> tuple[float, float]:
+        """Return when the ring was free for it and when it is over; for one that gloo has ended."""
+        self._known.wait()  # the note may come from another thread, a moment later than gloo's word
+        return self._begin, self._end
+
+    def run(self, free_at: float) -> float:
+        """Take place once the ring is free; return when it is free again."""
+        self._begin, self._end = free_at, max(free_at, self.joined or 0.0) + self.seconds
+        self._known.set()
+        return self._end
+
+
+class Wire:
+    """A rank's place on the emulated ring, which collectives use one at a time, each group's in their order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # asynchronous collectives end in threads of gloo's
+        self._free_at = 0.0
+        self._waiting: dict[object, deque[Ride]] = defaultdict(deque)
+
+    def ride(self, group: object, seconds: float) -> Ride:
+        """Queue a collective of `group`, as it is called."""
+        ride = Ride(self, seconds)
+        with self._lock:
+            self._waiting[group].append(ride)
+        return ride
+
+    def advance(self) -> None:
+        """Give those their times that all ranks have joined, and that have none of their group before them."""
+        with self._lock:
+            for queue in self._waiting.values():
+                while queue and queue[0].joined is not None:
+                    self._free_at = queue.popleft().run(self._free_at)

@@ -1,0 +1,106 @@
+"""ZeRO stage 1 to read: the optimizer's state is cut over the replicas, each of which updates its part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ppkit.errors import LaunchError, PpkitError
+
+__all__ = ["ShardedOptimizer", "state_bytes"]
+
+
+class ShardedOptimizer:
+    """An optimizer that keeps 1/n of the state on each of n replicas, and updates 1/n of the parameters there.
+
+        gradients     averaged already, on every replica
+        update        replica 0: first part | replica 1: second part | ...
+        all-gather    every replica gets all parts
+
+    All parameters lie in one flat tensor that is cut evenly, so that the state is 1/n exactly, but for the padding of
+    at most n - 1 numbers. Rajbhandari et al., "ZeRO", arXiv 1910.02054, stage 1.
+
+    Args:
+        parameters: of one type, on one device; each replica has the same ones with the same gradients.
+        optimizer_class: one that treats each number by itself, such as `torch.optim.Adam` or SGD: it never sees a
+            whole matrix.
+        group: the ranks that hold the replicas; None: all.
+        **settings: of the optimizer, such as `lr`.
+
+    Raises:
+        LaunchError: parameters that don't fit in one flat tensor, or none.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer_class: type[torch.optim.Optimizer],
+        group: dist.ProcessGroup | None = None,
+        **settings: Any,
+    ) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        kinds = {(parameter.dtype, parameter.device) for parameter in self._parameters}
+        if len(kinds) != 1:
+            listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
+            raise LaunchError(f"ShardedOptimizer needs parameters of one type on one device; got {listed}")
+        self._group = group
+        self._n_replicas, self._replica = dist.get_world_size(group), dist.get_rank(group)
+        self._shard = nn.Parameter(self._own_part(self._parameters))
+        self._optimizer = optimizer_class([self._shard], **settings)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The settings, such as `lr`, to be read or changed; one group."""
+        return self._optimizer.param_groups
+
+    def step(self) -> None:
+        """Update this replica's part, and get the others'.
+
+        Raises:
+            PpkitError: a parameter has no gradient.
+        """
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if len(gradients) < len(self._parameters):
+            raise PpkitError(
+                f"{len(self._parameters) - len(gradients)} of {len(self._parameters)} parameters have no gradient; "
+                "ShardedOptimizer updates all: run a backward first, and leave parameters out that it does not use"
+            )
+        self._shard.grad = self._own_part(gradients)
+        self._optimizer.step()
+        self._shard.grad = None
+        flat = self._shard.new_empty(self._n_replicas * self._shard.numel())
+        dist.all_gather_into_tensor(flat, self._shard.detach(), group=self._group)
+        pieces = flat[: sum(p.numel() for p in self._parameters)].split([p.numel() for p in self._parameters])
+        with torch.no_grad():
+            for parameter, piece in zip(self._parameters, pieces, strict=True):
+                parameter.copy_(piece.view_as(parameter))
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's state on this replica."""
+        return state_bytes(self._optimizer)
+
+    def _own_part(self, tensors: list[Any]) -> torch.Tensor:
+        """Return this replica's part of all tensors in a row, padded with zeros at the very end."""
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        size = -(-flat.numel() // self._n_replicas)
+        flat = nn.functional.pad(flat, (0, size * self._n_replicas - flat.numel()))
+        return flat[self._replica * size : (self._replica + 1) * size].clone()
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of an optimizer's state: of Adam two numbers a parameter, and its count of steps.
+
+    Args:
+        optimizer: it has no state before its first step.
+    """
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))

@@ -1,0 +1,108 @@
+"""A sharded optimizer updates like a whole one, and keeps 1/n of its state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ppkit.errors import RankError
+from ppkit.launch import launch
+from ppkit.zero import ShardedOptimizer, state_bytes
+
+pytestmark = pytest.mark.ranks
+
+SETTINGS = {
+    torch.optim.Adam: {"lr": 0.05},
+    torch.optim.AdamW: {"lr": 0.05, "weight_decay": 0.1},
+    torch.optim.SGD: {"lr": 0.1, "momentum": 0.9},
+}
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()  # 42 + 24 = 66 numbers
+
+
+def _train(kind: type[torch.optim.Optimizer], sharded: bool) -> tuple[list[torch.Tensor], int]:
+    model = _model()
+    optimizer = (
+        ShardedOptimizer(model.parameters(), kind, **SETTINGS[kind])
+        if sharded
+        else kind(model.parameters(), **SETTINGS[kind])
+    )
+    for step in range(4):
+        optimizer.zero_grad()
+        if step == 2:
+            optimizer.param_groups[0]["lr"] *= 0.5
+        x = torch.full((2, 5), float(step), dtype=torch.float64)
+        model(x).square().mean().backward()
+        optimizer.step()
+    size = optimizer.state_bytes() if isinstance(optimizer, ShardedOptimizer) else state_bytes(optimizer)
+    return [parameter.detach() for parameter in model.parameters()], size
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_parameters_are_those_of_the_whole_optimizer(n_ranks: int, kind: type[torch.optim.Optimizer]) -> None:
+    expected, whole = _train(kind, sharded=False)
+    for got, size in launch(_train, kind, True, n_ranks=n_ranks).results:
+        for mine, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+        numbers = -(-66 // n_ranks)
+        per_number = 8 if kind is torch.optim.SGD else 16
+        assert numbers * per_number <= size <= numbers * per_number + 4  # and a count of steps
+    assert whole >= 66 * per_number
+
+
+def test_a_gradient_that_is_missing() -> None:
+    def train() -> None:
+        model = _model()
+        model[0].requires_grad_(True)  # type: ignore[index]
+        ShardedOptimizer(model.parameters(), torch.optim.Adam).step()
+
+    with pytest.raises(RankError, match="4 of 4 parameters have no gradient"):
+        launch(train)
+
+
+def test_parameters_of_two_types() -> None:
+    def build() -> None:
+        ShardedOptimizer([*nn.Linear(2, 2).parameters(), *_model().parameters()], torch.optim.Adam)
+
+    with pytest.raises(RankError, match=r"torch.float32 on cpu, torch.float64 on cpu"):
+        launch(build)
+
+
+def test_no_parameters() -> None:
+    with pytest.raises(RankError, match="got none"):
+        launch(lambda: ShardedOptimizer([], torch.optim.Adam))
+
+
+def test_torchs_own_gives_the_same_and_is_one_step_on_the_timeline() -> None:
+    def train() -> list[torch.Tensor]:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        model = _model()
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.05)
+        for step in range(2):
+            optimizer.zero_grad()
+            model(torch.full((2, 5), float(step), dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    def ours() -> list[torch.Tensor]:
+        model = _model()
+        optimizer = ShardedOptimizer(model.parameters(), torch.optim.Adam, dist.group.WORLD, lr=0.05)
+        for step in range(2):
+            optimizer.zero_grad()
+            model(torch.full((2, 5), float(step), dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    run = launch(train)
+    for mine, theirs in zip(launch(ours).results[0], run.results[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    assert run.timeline.n_steps == 2
+    steps = {event.name for event in run.timeline if event.kind == "OPTIM"}
+    assert steps == {"ZeroRedundancyOptimizer.step"}
