@@ -22,11 +22,13 @@ def observing(recorder: Recorder) -> Undo:
     Returns:
         What `leave_alone` needs to undo it.
     """
+    from ppkit.observe import operations
     from ppkit.observe.messages import message_wrappers
     from ppkit.observe.modules import module_wrappers, observe_optimizers
 
     undo: Undo = []
-    for owner, name, wrapper in [*module_wrappers(recorder), *message_wrappers(recorder)]:
+    said = (operations, "recorder", recorder)
+    for owner, name, wrapper in [*module_wrappers(recorder), *message_wrappers(recorder), said]:
         undo.append(partial(setattr, owner, name, getattr(owner, name)))
         setattr(owner, name, wrapper)
     undo += [handle.remove for handle in observe_optimizers(recorder)]

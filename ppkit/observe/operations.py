@@ -1,0 +1,70 @@
+"""Lets an executor say which operation of which stage and micro-batch it runs, where plain code must be guessed at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ppkit.observe.fields import Row
+    from ppkit.observe.recorder import Recorder
+
+recorder: Recorder | None = None  # of this process while it is observed; `observing` sets it
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+_NAMES = {"F": "forward", "B": "backward", "I": "input_grad", "W": "weight_grad"}
+
+
+class Operations:
+    """Records the operations of one executor, or nothing where nobody observes."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], Row] = {}  # forwards whose activations are not freed yet
+
+    def run(self, kind: str, stage: int, microbatch: int, *, again: bool = False) -> AbstractContextManager[None]:
+        """Record what happens inside as one F, B, I or W, and nothing else that happens in it.
+
+        Args:
+            kind: "F", "B", "I" or "W".
+            stage: index of the stage.
+            microbatch: index of the micro-batch.
+            again: the forward is computed once more in it, from its checkpoint.
+        """
+        return _NOTHING if recorder is None else self._record(recorder, kind, stage, microbatch, again)
+
+    @contextmanager
+    def _record(self, to: Recorder, kind: str, stage: int, microbatch: int, again: bool) -> Iterator[None]:
+        start = time.perf_counter()
+        to.in_backward = True  # what modules and autograd do in here is part of this operation
+        try:
+            yield
+            if to.on_gpu:  # it computes on while the clock is read
+                torch.cuda.current_stream().synchronize()
+        finally:
+            to.in_backward = False
+        stated = to.stated(kind, stage)
+        if again and stated is not None:
+            stated += to.stated("F", stage) or 0.0
+        name = _NAMES[kind] + (", forward again" if again else "")
+        row = to.compute(kind, start, stage, microbatch, stated, name)
+        if kind == "F":
+            self._held[stage, microbatch] = row
+        elif kind != "W":
+            self._held.pop((stage, microbatch)).held_until = row.end
+
+
+@contextmanager
+def waiting(call: str, peer: int | None, tag: int | None, tensor: Any) -> Iterator[None]:
+    """Let the watcher know that this rank waits for another, although no event is recorded."""
+    to = recorder
+    if to is not None:
+        to.wait_begins(call, peer, tag, tensor)
+    try:
+        yield
+    finally:
+        if to is not None:
+            to.wait_ends()

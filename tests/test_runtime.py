@@ -1,0 +1,354 @@
+"""The executor: whatever the schedule and the model, a pipeline computes what one process computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from pipelines import KINDS, Case, difference, in_ranks, merged, one_process
+from torch import nn
+
+from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bubble_h1, zero_bubble_v
+from ppkit.errors import PpkitError, RankError
+from ppkit.launch import launch
+from ppkit.runtime import Pipeline, PipelineError, shared_parameters
+from ppkit.schedule import Op, Schedule
+from ppkit.simulate import simulate
+
+pytestmark = pytest.mark.ranks
+
+EXACT = [kind for kind in KINDS if kind != "dropout"]  # those that one process trains alike
+COUNTS = (1, 2, 3, 4, 8)
+
+
+def _schedules(p: int, m: int) -> Iterator[Schedule]:
+    yield naive(p, m)
+    yield gpipe(p, m)
+    yield one_f_one_b(p, m)
+    yield interleaved_1f1b(p, m, 2)
+    yield zero_bubble_h1(p, m)
+    yield zero_bubble_v(p, m)
+
+
+def _check(cases: list[Case], n_ranks: int, n_steps: int = 1) -> None:
+    results = launch(in_ranks, cases, n_steps, n_ranks=n_ranks, observe=False, show=False, threads=1).results
+    expected = {key: one_process(*key) for key in {(case.kind, case.n_samples) for case in cases}}
+    wrong = {}
+    for number, case in enumerate(cases):
+        off = difference(expected[case.kind, case.n_samples], merged(results, number))
+        if not off < 1e-10:
+            wrong[str(case)] = off
+    assert not wrong
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_loss_and_gradients_are_those_of_one_process(p: int) -> None:
+    """Every kind of model with every schedule; counts and ragged batches in turn."""
+    sizes = cycle([(m, 2 * m + ragged) for m in COUNTS for ragged in (0, 1)])
+    cases = []
+    for position, kind in enumerate(EXACT):
+        for number in range((position + p) % 2, 6, 2):  # the other schedules with one rank more
+            m, n_samples = next(sizes)
+            cases.append(Case(kind, list(_schedules(p, m))[number], n_samples))
+    _check(cases, p)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_every_combination_is_one_process(p: int, kind: str) -> None:
+    cases = [Case(kind, schedule, 2 * m + ragged) for m in COUNTS for schedule in _schedules(p, m) for ragged in (0, 1)]
+    _check(cases, p)
+
+
+def test_shapes_may_change_from_step_to_step() -> None:
+    cases = [Case(kind, one_f_one_b(2, 3), 7) for kind in ("mlp", "tuples", "skips")]
+    cases += [Case("used twice", zero_bubble_v(2, 3), 7)]
+    for n_steps in (2, 3, 5):  # batches of 7 and 8 in turn, the last one of 7
+        _check(cases, 2, n_steps)
+
+
+@pytest.mark.parametrize("checkpoint", [True, (1,)], ids=str)
+def test_a_checkpoint_changes_no_number(checkpoint: bool | tuple[int, ...]) -> None:
+    """Dropout is drawn alike when a forward is computed again."""
+    every = [s for m in (1, 3) for s in _schedules(2, m)]
+    plain = [Case(kind, schedule, 7) for schedule in every for kind in ("dropout", "tuples", "skips")]
+    kept = [Case(case.kind, case.schedule, 7, checkpoint) for case in plain]
+    results = launch(in_ranks, plain + kept, n_ranks=2, observe=False, show=False, threads=1).results
+    for number, case in enumerate(plain):
+        assert difference(merged(results, number), merged(results, len(plain) + number)) < 1e-12, str(case)
+
+
+def test_a_checkpoint_leaves_random_numbers_as_they_are() -> None:
+    def numbers(checkpoint: bool) -> float:
+        torch.manual_seed(dist.get_rank())
+        pipe = _pipe(one_f_one_b(2, 3), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), checkpoint=checkpoint)
+        pipe.step(torch.ones(6, 4), torch.zeros(6, 4))
+        return torch.rand(1).item()
+
+    runs = [launch(numbers, checkpoint, show=False).results for checkpoint in (False, True)]
+    assert runs[0] == runs[1]
+
+
+def test_a_schedule_may_say_itself_when_to_send_and_receive() -> None:
+    first, second = gpipe(2, 4).with_comms().actions
+    early = sorted(second, key=lambda action: action.op is not Op.RECV_F)  # all receives first
+    _check([Case("mlp", Schedule("early", 2, 2, 4, (first, tuple(early))), 9)], 2)
+
+
+def test_stages_may_lie_anywhere_in_any_order() -> None:
+    rows = ("0F1 0F0 3F0 3F1 3I1 3B0 0B0 3W1 0B1", "1F1 1F0 2F0 2F1 2B0 2I1 1B0 2W1 1I1 1W1")
+    _check([Case(kind, Schedule("odd", 2, 4, 2, rows, (0, 1, 1, 0)), 5) for kind in EXACT], 2)
+
+
+def test_one_rank_needs_no_process_group() -> None:
+    module = nn.Sequential(nn.Linear(3, 1, dtype=torch.float64))
+    x, y = torch.arange(6.0, dtype=torch.float64).reshape(2, 3), torch.ones(2, 1, dtype=torch.float64)
+    loss = nn.functional.mse_loss(module(x), y)
+    result = Pipeline(gpipe(1, 2), [module], nn.functional.mse_loss).step(x, y)
+    assert result.loss == pytest.approx(loss.item(), abs=1e-12)
+    assert len(result.losses or ()) == 2
+    assert torch.allclose(module[0].weight.grad, torch.autograd.grad(loss, module[0].weight)[0])
+
+
+def test_weights_of_micro_batches_can_be_given() -> None:
+    """A mean over tokens without padding weighs by their number."""
+
+    def mean(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(output, target, ignore_index=0)
+
+    model = nn.Linear(3, 5, dtype=torch.float64)
+    x, y = torch.eye(3, dtype=torch.float64).repeat(3, 1), torch.tensor([1, 2, 0, 0, 0, 3, 4, 1, 2])
+    pipe = Pipeline(gpipe(1, 3), [model], mean, weigh=lambda target: int((target != 0).sum()))
+    assert pipe.step(x, y).loss == pytest.approx(mean(model(x), y).item(), abs=1e-12)
+
+
+# --- Groups, reductions, shared parameters -------------------------------------------------------------------------
+
+
+def _pipe(schedule: Schedule, module: nn.Module, **options: Any) -> Pipeline:
+    """A pipeline with one stage a rank."""
+    return Pipeline(schedule, [module], options.pop("loss_fn", nn.functional.mse_loss), **options)
+
+
+def test_pipelines_side_by_side_reduce_their_gradients() -> None:
+    """Two pipelines of two ranks, each with half of the batch, are one process with the whole."""
+    rows = ("0F0 0F1 0B0 0B1 0REDUCE", "1F0 1B0 1F1 1B1 1REDUCE")
+    schedule = Schedule("1F1B with REDUCE", 2, 2, 2, rows)
+
+    def hybrid() -> tuple[float | None, list[torch.Tensor], list[int]]:
+        rank, called = dist.get_rank(), []
+        pipelines = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        replicas = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+        replica, stage = divmod(rank, 2)
+        torch.manual_seed(stage)
+        module = nn.Linear(4, 4, dtype=torch.float64)
+
+        def reduce(at: int, reduced: nn.Module) -> Any:
+            called.append(at)
+            assert reduced is module
+            flat = [p.grad for p in module.parameters()]
+            for gradient in flat:
+                gradient.div_(2)
+            works = [dist.all_reduce(gradient, group=replicas[stage], async_op=True) for gradient in flat]
+            works[0].wait()
+            return works[1]
+
+        pipe = _pipe(schedule, module, group=pipelines[replica], reduce=reduce)
+        half = slice(4 * replica, 4 * replica + 4)
+        result = pipe.step(_batch()[half], _batch().flip(0)[half])
+        return result.loss, [p.grad for p in module.parameters()], called
+
+    results = launch(hybrid, n_ranks=4, show=False).results
+    modules = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        modules.append(nn.Linear(4, 4, dtype=torch.float64))
+    loss = nn.functional.mse_loss(modules[1](modules[0](_batch())), _batch().flip(0))
+    loss.backward()
+    assert (results[1][0] + results[3][0]) / 2 == pytest.approx(loss.item(), abs=1e-12)
+    for rank, (_, gradients, called) in enumerate(results):
+        assert called == [rank % 2]
+        for parameter, gradient in zip(modules[rank % 2].parameters(), gradients, strict=True):
+            assert torch.allclose(parameter.grad, gradient, rtol=0, atol=1e-12)
+
+
+def _batch() -> torch.Tensor:
+    return torch.linspace(-1, 1, 32, dtype=torch.float64).reshape(8, 4)
+
+
+SHARING = {"table": {0: "weight", 1: "weight"}}
+
+
+def test_shared_gradients_accumulate_over_steps() -> None:
+    def train() -> torch.Tensor:
+        torch.manual_seed(0)
+        module = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+        pipe = _pipe(gpipe(2, 2), module, shared=SHARING)
+        for _ in range(3):
+            pipe.step(_batch(), _batch())
+        return module.weight.grad
+
+    torch.manual_seed(0)
+    module = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    nn.functional.mse_loss(module(module(_batch())), _batch()).backward()
+    for gradient in launch(train, show=False).results:
+        assert torch.allclose(gradient, 3 * module.weight.grad, rtol=0, atol=1e-12)
+
+
+def test_shared_parameters_are_found() -> None:
+    layer = nn.Linear(2, 2)
+    stages = [nn.Sequential(layer), nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.ReLU(), layer)]
+    assert shared_parameters(stages) == {
+        "0.weight": {0: "0.weight", 2: "1.weight"},
+        "0.bias": {0: "0.bias", 2: "1.bias"},
+    }
+
+
+# --- What a run looks like -----------------------------------------------------------------------------------------
+
+
+def _labels(timeline: Any, rank: int) -> list[str]:
+    return [f"{e.stage}{e.kind}{e.microbatch}" for e in timeline.of_rank(rank) if e.kind in "FBIW"]
+
+
+@pytest.mark.parametrize("schedule", list(_schedules(2, 3)), ids=lambda s: s.name)
+def test_the_timeline_is_the_schedule(schedule: Schedule) -> None:
+    for cases in ([Case("mlp", schedule, 7)], [Case("skips", schedule, 7, checkpoint=True)]):
+        timeline = launch(in_ranks, cases, 2, n_ranks=2, show=False).timeline
+        for rank, row in enumerate(schedule.actions):
+            assert _labels(timeline, rank) == [str(action) for action in row] * 2
+        assert timeline.peak_in_flight == simulate(schedule).peak_in_flight
+
+
+def test_the_handshake_is_no_part_of_the_timeline() -> None:
+    timeline = launch(in_ranks, [Case("mlp", gpipe(2, 3), 6)], n_ranks=2, show=False).timeline
+    per_sample = timeline.bytes_sent[0] // 6
+    assert timeline.bytes_sent == (6 * per_sample,) * 2
+    assert len([event for event in timeline if event.kind == "SEND"]) == 6
+    assert not [event for event in timeline if event.note]
+
+
+# --- Mistakes ------------------------------------------------------------------------------------------------------
+
+
+def _all_raise(make: Callable[[], Any], n_ranks: int = 2) -> list[str]:
+    """Run what every rank must refuse; return the messages."""
+
+    def refused() -> str:
+        try:
+            make()
+        except PpkitError as error:
+            return str(error)
+        return "nothing was raised"
+
+    return list(launch(refused, n_ranks=n_ranks, show=False).results)
+
+
+def _step(schedule: Schedule | None = None, module: nn.Module | None = None, n: int = 4, **options: Any) -> Any:
+    x = torch.linspace(0, 1, 4 * n).reshape(n, 4)
+    targets = options.pop("targets", x)
+    return _pipe(schedule or gpipe(2, 2), module or nn.Linear(4, 4), **options).step(x, targets)
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "too few samples": (lambda: _step(n=1), "a batch of 1 samples cannot be cut in 2 micro-batches"),
+    "wrong number of ranks": (lambda: _step(gpipe(3, 2)), "GPipe needs a group of 3 ranks; got a group of 2 ranks"),
+    "no schedule": (lambda: _step("gpipe"), "needs a Schedule"),  # type: ignore[arg-type]
+    "invalid schedule": (lambda: _step(Schedule("s", 2, 2, 1, ("0F0 0B0", "1B0 1F0"))), "1B0 runs before its forward"),
+    "different schedules": (lambda: _step(gpipe(2, 2 + dist.get_rank())), "different values of schedule"),
+    "wrong number of stages": (
+        lambda: Pipeline(gpipe(2, 2), [nn.Linear(2, 2)] * (1 + dist.get_rank()), nn.functional.mse_loss),
+        "rank 1 has the stages [1]: modules must be a list of 1",
+    ),
+    "another rank's stage": (
+        lambda: Pipeline(gpipe(2, 2), {0: nn.Linear(2, 2)}, nn.functional.mse_loss),
+        "rank 1 has the stages [1] and needs one module for each; got {0: Linear}",
+    ),
+    "unequal shared": (
+        lambda: _step(module=_linear(seed=dist.get_rank()), shared=SHARING),
+        "its values in stage 1 (weight) are not those in stage 0 (weight)",
+    ),
+    "unknown shared": (lambda: _step(shared={"a": {0: "weight", 1: "wait"}}), "stage 1 has no parameter 'wait'"),
+}
+
+
+def _linear(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_what_cannot_work_is_refused_on_every_rank(mistake: str) -> None:
+    make, message = REFUSED[mistake]
+    for raised in _all_raise(make):
+        assert message in raised
+
+
+class _Returns(nn.Module):
+    def __init__(self, make: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.make = make
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.make(self.linear(x))
+
+
+def _changing() -> Any:
+    module = _Returns(lambda y: y)
+    pipe = _pipe(gpipe(2, 2), module)
+    x = torch.ones(4, 4)
+    pipe.step(x, x)
+    module.make = lambda y: y[:, :2]
+    pipe.step(x, x)
+
+
+FAILS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no tensor": (lambda: _step(module=_Returns(lambda y: {"y": y})), "rank 0, 0F0: a stage must return a tensor"),
+    "no tensors": (lambda: _step(module=_Returns(lambda y: (y, 1))), "it returned a tuple with a int"),
+    "no scalar": (lambda: _step(loss_fn=lambda y, t: y - t), "rank 1, 1F0: loss_fn must return a scalar"),
+    "no loss": (lambda: _step(loss_fn=lambda y, t: 1.0), "it returned a float"),
+    "NaN": (lambda: _step(loss_fn=lambda y, t: y.sum() * float("nan")), "the loss of micro-batch 0 is NaN"),
+    "wrong shape": (lambda: _step(module=nn.Linear(4, 3)), "rank 1, 1F0: RuntimeError: mat1 and mat2 shapes"),
+    "wrong targets": (lambda: _step(targets=torch.ones(3, 4)), "targets have 3 samples for inputs of 4"),
+    "no targets": (lambda: _step(targets=None), "targets must be a tensor [N, ...]"),
+    "other shapes than agreed": (_changing, "stage 0 hands on float32 [2, 2]"),
+}
+
+
+@pytest.mark.parametrize("mistake", FAILS)
+def test_a_failure_names_rank_and_action(mistake: str) -> None:
+    make, message = FAILS[mistake]
+    with pytest.raises(RankError) as caught:
+        launch(make, show=False, timeout=30)
+    assert message in str(caught.value)
+    assert caught.value.original_type == PipelineError.__name__
+
+
+def test_a_pipeline_that_failed_stays_so() -> None:
+    pipe = Pipeline(gpipe(1, 2), [nn.Linear(2, 2)], nn.functional.mse_loss)
+    with pytest.raises(PipelineError, match="0F0: RuntimeError") as caught:
+        pipe.step(torch.ones(2, 3), torch.ones(2, 2))
+    assert (caught.value.rank, caught.value.stage, caught.value.action) == (0, 0, "0F0")
+    with pytest.raises(PipelineError, match="failed in an earlier step"):
+        pipe.step(torch.ones(2, 2), torch.ones(2, 2))
+
+
+def test_frozen_parameters_can_be_thawed() -> None:
+    def thaw() -> bool:
+        module = nn.Linear(4, 4).requires_grad_(dist.get_rank() == 1)
+        pipe = _pipe(gpipe(2, 2), module)
+        pipe.step(_batch().float(), _batch().float())
+        frozen = module.weight.grad is None
+        module.requires_grad_(True)
+        pipe.forget_shapes()
+        pipe.step(_batch().float(), _batch().float())
+        return frozen == (dist.get_rank() == 0) and module.weight.grad is not None
+
+    assert all(launch(thaw, show=False).results)
