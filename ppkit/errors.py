@@ -14,6 +14,7 @@ __all__ = [
     "DeadlockError",
     "Interrupted",
     "LaunchError",
+    "MismatchError",
     "PpkitError",
     "RankError",
     "ScheduleError",
@@ -138,6 +139,29 @@ class DeadlockError(RankError):
     def __init__(self, message: str, *, pending: Iterable[Mapping[str, Any]] = (), **details: Any) -> None:
         super().__init__(message, **{"kind": "timeout", **details})
         self.pending = tuple(dict(call) for call in pending)
+
+
+class MismatchError(RankError):
+    """The two ends of a message, or the ranks of a collective, don't agree on shape, dtype, root or call.
+
+    Args:
+        message: the calls that belong together, and how they differ.
+        pending: one mapping per call, as `DeadlockError` has them.
+        collective: ranks, group and number by which the collective is found on the run's board, if it is one.
+        details: whatever `RankError` takes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pending: Iterable[Mapping[str, Any]] = (),
+        collective: tuple[Any, ...] | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.pending = tuple(dict(call) for call in pending)
+        self.collective = collective
 
 
 class Interrupted(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from ppkit.errors import (
     CostsError,
     DeadlockError,
     LaunchError,
+    MismatchError,
     PpkitError,
     RankError,
     ScheduleError,
@@ -28,6 +29,7 @@ PARENTS = {
     LaunchError: ValueError,
     RankError: RuntimeError,
     DeadlockError: RankError,
+    MismatchError: RankError,
     CheckFailed: AssertionError,
 }
 
@@ -56,6 +58,7 @@ EXAMPLES = [
         stage=1,
         values={"signal": 6},
     ),
+    MismatchError("no fit", rank=1, pending=[{"rank": 0, "name": "send"}], collective=((0, 1), 0, 3)),
     DeadlockError("all wait", pending=[{"rank": 0, "call": "recv", "peer": 1}], others={1: "send"}),
     CheckFailed("no gradient", mistake="N01", stage=1),
     NeedsMore("own constructor", 4, colour="blue"),

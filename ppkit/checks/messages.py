@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ppkit.checks.judge import Wrong
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import CRASH, FORGOTTEN_RECEIVE, MISSING_MESSAGE, UNPAIRED
+from ppkit.checks.mistakes.general import CRASH, EXCEPTION, FORGOTTEN_RECEIVE, MISSING_MESSAGE, UNPAIRED
 from ppkit.checks.mistakes.naive import N03, N04, N05, N06, N07, N11, N16
 from ppkit.checks.oracle import Pass
-from ppkit.errors import DeadlockError, RankError
+from ppkit.errors import DeadlockError, MismatchError, RankError
 from ppkit.event import Event
-from ppkit.launch.explain import describe_call, place, source_line
+from ppkit.launch.wording import describe_call, place, sends, source_line
 from ppkit.timeline import Timeline
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Message",
     "backward_messages",
     "explain_deadlock",
+    "explain_mismatch",
     "explain_signal",
     "forward_messages",
     "require_messages",
@@ -125,6 +126,21 @@ def _not_sent(message: Message, sent: Sequence[Message], expected: Expected, whe
     if stray:
         return Wrong(f"{task}. Instead one went from {_link(stray[0][:2])}.", mistake=N05)
     return Wrong(f"{task}; there was none.", mistake=MISSING_MESSAGE)
+
+
+def explain_mismatch(error: MismatchError, expected: Expected, where: str) -> Wrong:
+    """The verdict on a message that is not what its receiver has made room for."""
+    if error.pending[0]["peer"] is None:
+        return Wrong(f"{where}: {error.message}", mistake=EXCEPTION, timeline=error.timeline, output=error.output)
+    sent, wanted = sorted(error.pending, key=sends, reverse=True)
+    nbytes, room = sent["nbytes"] or 0, wanted["nbytes"] or 0
+    on_link = [m for m in expected.messages if m[:2] == (sent["rank"], wanted["rank"])]
+    right = min(on_link, key=lambda m: abs(m.nbytes - nbytes), default=None)
+    if right is not None and nbytes != right.nbytes:
+        return _not_sent(right, [right._replace(nbytes=nbytes)], expected, where)
+    mistake = N06 if sent["dtype"] == wanted["dtype"] else N07
+    fact = f"{where}: rank {wanted['rank']} got a message of {nbytes} bytes for a receive buffer of {room} bytes.\n"
+    return Wrong(fact + error.message, mistake=mistake, timeline=error.timeline, output=error.output)
 
 
 # A run that got stuck

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ppkit.checks.judge import Unfinished, Verdict, Wrong
-from ppkit.checks.messages import Expected, explain_deadlock, explain_signal, require_messages
+from ppkit.checks.messages import Expected, explain_deadlock, explain_mismatch, explain_signal, require_messages
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT
 from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
 from ppkit.emulate import Emulation
-from ppkit.errors import DeadlockError, LaunchError, RankError
+from ppkit.errors import DeadlockError, LaunchError, MismatchError, RankError
 from ppkit.launch import launch
 from ppkit.timeline import Timeline
 
@@ -118,6 +118,8 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         return Unfinished(f"{where}: {error.message.splitlines()[0]}.")
     if isinstance(error, DeadlockError):
         return explain_deadlock(error, expected, where)
+    if isinstance(error, MismatchError):
+        return explain_mismatch(error, expected, where)
     if error.kind == "signal":
         return explain_signal(error, expected, where)
     message = error.message.split("\n\nAfterwards")[0]

@@ -1,20 +1,31 @@
-"""Shared memory of one run: what every rank waits for, and when each message was sent."""
+"""Shared memory of one run: what every rank waits for, and what it sends, expects and takes part in."""
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import struct
-from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from ppkit.launch.frames import Frame
+
 _STATE = struct.Struct("<Qd")  # progress count, start of the pending call (0.0: none pending)
-_COUNT = struct.Struct("<Q")  # messages posted on a link so far
-_STAMP = struct.Struct("<qd")  # tag, time of the send
 _STATE_SIZE = 64  # one cache line a rank
-_SLOTS = 4096  # stamps kept per link; a ring, since gloo holds far fewer messages in flight
-_LINK_SIZE = 8 + _SLOTS * _STAMP.size
+# A stamp tells of one call: tag, group, time, site, name, dtype, number of dimensions, reduction, root, six sizes.
+# Its number among the calls of that tag and group, from 1, is written last: only then it counts.
+_STAMP = struct.Struct("<qIdIBBBBi6IQ")
+_NUMBER = struct.Struct("<Q")
+_NUMBER_AT = _STAMP.size - _NUMBER.size
+_SENT, _EXPECTED, _JOINED = 2048, 1024, 1024  # stamps kept per link and per rank; gloo holds far fewer in flight
+_LINK_SIZE = (_SENT + _EXPECTED) * _STAMP.size
+_RANK_SIZE = _JOINED * _STAMP.size
+_STRIDE = 67  # slots between two tags, so that neither tags nor numbers in flight at once share one
+
+Details = tuple[int, ...]
+"""What both ends of a message, and all ranks of a collective, must agree on, as `_STAMP` holds it."""
 
 
 class RankState(NamedTuple):
@@ -29,17 +40,34 @@ class RankState(NamedTuple):
     waiting_since: float | None
 
 
+class Stamp(NamedTuple):
+    """One call of one rank.
+
+    Attributes:
+        time: of a send; 0.0 for other calls.
+        site: number of the learner's line in the rank's list.
+        details: see `Details`.
+    """
+
+    time: float
+    site: int
+    details: Details
+
+
 class Board:
     """A memory-mapped file that the ranks of a run write and its watcher reads.
 
     A rank's state takes one write of 16 bytes, so that the watcher learns without asking (and even when
-    a rank holds Python's lock) who computes and who waits. Links carry the time of each send: gloo keeps the
-    messages of a (sender, receiver, tag) in order, so that the k-th receive belongs to the k-th send.
+    a rank holds Python's lock) who computes and who waits. Calls are stamped: gloo keeps the messages of a
+    (sender, receiver, tag) in order, so that the k-th receive belongs to the k-th send; and the k-th collective of a
+    group is one on all of its ranks. A stamp has its place by tag, group and number, so that it is found at once;
+    one that has been written over, or is not there yet, is not found.
     """
 
     def __init__(self, path: Path, n_ranks: int) -> None:
+        self._path = path
         self._n_ranks = n_ranks
-        size = n_ranks * _STATE_SIZE + n_ranks * n_ranks * _LINK_SIZE
+        size = n_ranks * (_STATE_SIZE + _RANK_SIZE + n_ranks * _LINK_SIZE)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if os.fstat(fd).st_size < size:
@@ -48,13 +76,13 @@ class Board:
         finally:
             os.close(fd)
         self._progress = 0
-        self._read: dict[int, int] = defaultdict(int)
-        self._numbered: dict[tuple[int, int], int] = defaultdict(int)
-        self._unclaimed: dict[tuple[int, int, int], float] = {}
+        self._sites: dict[Frame, int] = {}
 
     def close(self) -> None:
         """Unmap the file."""
         self._map.close()
+
+    # Who waits
 
     def wait_begins(self, rank: int, now: float) -> None:
         """Note that `rank` is inside a call that ends only when another rank does its part."""
@@ -71,26 +99,76 @@ class Board:
         progress, since = _STATE.unpack_from(self._map, rank * _STATE_SIZE)
         return RankState(progress, since or None)
 
+    # Who calls what
+
+    def post_send(self, message: tuple[int, int, int, int, int], stamp: Stamp) -> None:
+        """Stamp a message that its sender is about to send."""
+        self._post(self._sent(*message), message[2], message[3], message[4], stamp)
+
+    def post_receive(self, message: tuple[int, int, int, int, int], stamp: Stamp) -> None:
+        """Stamp a message that its receiver is about to wait for."""
+        self._post(self._expected(*message), message[2], message[3], message[4], stamp)
+
+    def post_collective(self, rank: int, group: int, number: int, stamp: Stamp) -> None:
+        """Stamp the collective `number` of a group that `rank` is about to take part in."""
+        self._post(self._joined(rank, group, number), 0, group, number, stamp)
+
+    def send(self, source: int, target: int, tag: int, group: int, number: int) -> Stamp | None:
+        """Return the stamp of a message's send, if it is there."""
+        return self._find(self._sent(source, target, tag, group, number), tag, group, number)
+
+    def receive(self, source: int, target: int, tag: int, group: int, number: int) -> Stamp | None:
+        """Return the stamp of a message's receive, if it is there."""
+        return self._find(self._expected(source, target, tag, group, number), tag, group, number)
+
+    def collective(self, rank: int, group: int, number: int) -> Stamp | None:
+        """Return a rank's stamp of a group's collective `number`, if it is there."""
+        return self._find(self._joined(rank, group, number), 0, group, number)
+
     def _link(self, source: int, target: int) -> int:
-        return self._n_ranks * _STATE_SIZE + (source * self._n_ranks + target) * _LINK_SIZE
+        return self._n_ranks * (_STATE_SIZE + _RANK_SIZE) + (source * self._n_ranks + target) * _LINK_SIZE
 
-    def post(self, source: int, target: int, tag: int, now: float) -> None:
-        """Stamp a message that `source` is about to send to `target`."""
-        link = self._link(source, target)
-        (count,) = _COUNT.unpack_from(self._map, link)
-        _STAMP.pack_into(self._map, link + 8 + (count % _SLOTS) * _STAMP.size, tag, now)
-        _COUNT.pack_into(self._map, link, count + 1)
+    def _sent(self, source: int, target: int, tag: int, group: int, number: int) -> int:
+        return self._link(source, target) + (number + _STRIDE * tag + group) % _SENT * _STAMP.size
 
-    def sent_at(self, source: int, target: int, tag: int, number: int) -> float | None:
-        """Return when `source` sent `target` its message `number` (from 0) with `tag`; each is asked for once.
+    def _expected(self, source: int, target: int, tag: int, group: int, number: int) -> int:
+        slot = _SENT + (number + _STRIDE * tag + group) % _EXPECTED
+        return self._link(source, target) + slot * _STAMP.size
 
-        Called after the message has arrived, so its stamp is there; None where the sender is not observed.
-        """
-        link = self._link(source, target)
-        (count,) = _COUNT.unpack_from(self._map, link)
-        for i in range(self._read[source], count):
-            stamped_tag, time = _STAMP.unpack_from(self._map, link + 8 + (i % _SLOTS) * _STAMP.size)
-            self._unclaimed[source, stamped_tag, self._numbered[source, stamped_tag]] = time
-            self._numbered[source, stamped_tag] += 1
-        self._read[source] = count
-        return self._unclaimed.pop((source, tag, number), None)
+    def _joined(self, rank: int, group: int, number: int) -> int:
+        return self._n_ranks * _STATE_SIZE + rank * _RANK_SIZE + (number + group) % _JOINED * _STAMP.size
+
+    def _post(self, at: int, tag: int, group: int, number: int, stamp: Stamp) -> None:
+        time, site, details = stamp
+        _STAMP.pack_into(self._map, at, tag, group, time, site, *details, number + 1)
+
+    def _find(self, at: int, tag: int, group: int, number: int) -> Stamp | None:
+        if _NUMBER.unpack_from(self._map, at + _NUMBER_AT)[0] != number + 1:
+            return None
+        found = _STAMP.unpack_from(self._map, at)
+        if found[0] != tag or found[1] != group or found[-1] != number + 1:
+            return None
+        return Stamp(found[2], found[3], found[4:-1])
+
+    # Lines of the learner's code
+
+    def site(self, rank: int, frame: Frame) -> int:
+        """Return the number under which others find this line of `rank`'s."""
+        number = self._sites.get(frame)
+        if number is None:
+            number = self._sites[frame] = len(self._sites) + 1
+            with suppress(OSError), self._sites_of(rank).open("a") as file:
+                file.write(json.dumps(frame) + "\n")
+        return number
+
+    def frame(self, rank: int, site: int) -> Frame | None:
+        """Return a line of `rank`'s by its number; None if it is not known."""
+        with suppress(OSError, ValueError):
+            lines = self._sites_of(rank).read_text().splitlines()
+            if 0 < site <= len(lines):
+                file, line, function = json.loads(lines[site - 1])
+                return file, line, function
+        return None
+
+    def _sites_of(self, rank: int) -> Path:
+        return self._path.with_name(f"lines.{rank}")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import linecache
 import re
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppkit.errors import DeadlockError, Interrupted, RankError
+from ppkit.errors import DeadlockError, Interrupted, MismatchError, RankError
+from ppkit.launch.disagree import blamed, mismatch_text
 from ppkit.launch.frames import RANK_FILE, Frame, is_internal
+from ppkit.launch.wording import at, describe_call, place, sends, source_line
 
 if TYPE_CHECKING:
     from ppkit.launch.watch import RankLog
@@ -35,6 +35,8 @@ def failure(logs: Sequence[RankLog], output: tuple[str, ...], faults: tuple[str,
     # The same error on several ranks is one mistake, whichever was a millisecond ahead.
     first = min(rank for *_, rank in failed if _short(logs[rank]) == _short(earliest))
     log = logs[first]
+    if log.error is not None and log.error["calls"]:
+        return _mismatch_of(log.error)
     others = {rank: _short(logs[rank]) for *_, rank in sorted(failed, key=lambda f: f[2]) if rank != first}
     if log.error is not None:
         kind, text = (
@@ -51,6 +53,19 @@ def failure(logs: Sequence[RankLog], output: tuple[str, ...], faults: tuple[str,
             f"  rank {r}: {t}" for r, t in others.items()
         )
     return RankError(text, rank=first, kind=kind, original_type=original, traceback_text=traceback_text, others=others)
+
+
+def _mismatch_of(error: dict[str, Any]) -> MismatchError:
+    """Return the error of calls that don't agree, whichever of their ranks noticed it."""
+    text, calls = mismatch_text(error["calls"]), error["calls"]
+    return MismatchError(
+        text,
+        rank=blamed(calls),
+        pending=calls,
+        collective=error["collective"],
+        original_type=error["type"],
+        traceback_text=error["traceback"],
+    )
 
 
 def timeout(logs: Sequence[RankLog], seconds: float) -> RankError:
@@ -84,7 +99,7 @@ def cannot_move(logs: Sequence[RankLog]) -> bool:
         return all(call["peer"] is not None for call in calls.values())
     for sender, sent in calls.items():
         wanted = calls.get(sent["peer"])
-        if wanted is None or not _sends(sent) or _sends(wanted):
+        if wanted is None or not sends(sent) or sends(wanted):
             continue
         if wanted["peer"] in (sender, None) and wanted["tag"] == sent["tag"]:
             return False
@@ -147,28 +162,6 @@ def _where(frames: Sequence[Frame]) -> str:
     return "".join(f"\n  {place(frame)}\n    {source_line(frame)}" for frame in frames)
 
 
-def place(frame: Frame) -> str:
-    """Name a line as the learner knows it: by its cell, or by its file."""
-    filename, line, function = frame
-    return f"{cell_name(filename)}, line {line}" + ("" if function == "<module>" else f", in {function}")
-
-
-def source_line(frame: Frame) -> str:
-    """Return the text of a frame's line, if this process knows it."""
-    return linecache.getline(frame[0], frame[1]).strip()
-
-
-def cell_name(filename: str) -> str:
-    """Return "cell In[5]" for the file name of a notebook's cell, and other names as they are."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and hasattr(shell.compile, "format_code_name"):
-        found = shell.compile.format_code_name(filename)
-        if found is not None:
-            return " ".join(found).replace("Cell", "cell")
-    return filename
-
-
 # All ranks
 
 
@@ -181,31 +174,9 @@ def _state(log: RankLog) -> str:
     if log.result is not None:
         return "has returned"
     if log.pending is None:
-        return "is computing" + _at(log.frames) if log.answered else "is computing, and too busy to say what"
+        return "is computing" + at(log.frames) if log.answered else "is computing, and too busy to say what"
     seconds = time.perf_counter() - log.pending["since"]
-    return f"waits in {describe_call(log.pending)} for {seconds:.1f} s{_at(log.pending['frames'])}"
-
-
-def _at(frames: Sequence[Frame]) -> str:
-    """Quote the innermost of the learner's lines."""
-    if not frames:
-        return ""
-    source = source_line(frames[-1])
-    return f", at {place(frames[-1])}" + (f": {source}" if source else "")
-
-
-def describe_call(call: dict[str, Any]) -> str:
-    """Return a pending call as text, such as `recv(from rank 1, tag 0, float32 of shape [8, 16])`."""
-    parts = []
-    if call["peer"] is not None:
-        parts.append(f"{'to' if _sends(call) else 'from'} rank {call['peer']}, tag {call['tag']}")
-    if call["shape"] is not None:
-        parts.append(f"{call['dtype']} of shape {list(call['shape'])}")
-    return f"{call['name']}({', '.join(parts)})"
-
-
-def _sends(call: dict[str, Any]) -> bool:
-    return str(call["name"]).endswith("send")
+    return f"waits in {describe_call(log.pending)} for {seconds:.1f} s{at(log.pending['frames'])}"
 
 
 def _reason(logs: Sequence[RankLog]) -> str:
@@ -219,15 +190,15 @@ def _reason(logs: Sequence[RankLog]) -> str:
     cycle = _cycle(calls)
     if cycle:
         steps = ", ".join(
-            f"{r} waits for {calls[r]['peer']} to {'receive' if _sends(calls[r]) else 'send'}" for r in cycle
+            f"{r} waits for {calls[r]['peer']} to {'receive' if sends(calls[r]) else 'send'}" for r in cycle
         )
-        if any(str(calls[r]["name"]) == "wait for isend" for r in cycle) and all(_sends(calls[r]) for r in cycle):
+        if any(str(calls[r]["name"]) == "wait for isend" for r in cycle) and all(sends(calls[r]) for r in cycle):
             return (
                 f"A cycle: {steps}. An isend is done only when it is received: receive first, wait for it afterwards."
             )
-        if all(_sends(calls[r]) for r in cycle):
+        if all(sends(calls[r]) for r in cycle):
             return f"A cycle: {steps}. All of them send first; let one side receive first, or use isend."
-        if not any(_sends(calls[r]) for r in cycle):
+        if not any(sends(calls[r]) for r in cycle):
             return f"A cycle: {steps}. All of them receive first; let one side send first."
         return f"A cycle: {steps}. {_mismatch(calls, cycle)}"
     collectives = {rank: call["name"] for rank, call in calls.items() if call["peer"] is None}
@@ -245,7 +216,7 @@ def _mismatch(calls: dict[int, dict[str, Any]], cycle: list[int]) -> str:
     for sender in cycle:
         receiver = calls[sender]["peer"]
         sent, wanted = calls[sender], calls[receiver]
-        if _sends(sent) and not _sends(wanted) and wanted["peer"] == sender and sent["tag"] != wanted["tag"]:
+        if sends(sent) and not sends(wanted) and wanted["peer"] == sender and sent["tag"] != wanted["tag"]:
             return (
                 f"Rank {sender} sends with tag {sent['tag']}, but rank {receiver} receives with tag {wanted['tag']}: "
                 "give both the same tag."

@@ -76,6 +76,8 @@ def describe_error(error: BaseException) -> dict[str, Any]:
         "exit": isinstance(error, SystemExit),
         "message": str(error),
         "frames": frames,
+        "calls": getattr(error, "pending", ()),  # of a `MismatchError`
+        "collective": getattr(error, "collective", None),
         "traceback": "".join(traceback.format_exception(type(error), error, _below_ppkit(error.__traceback__))),
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 from ppkit.errors import RankError
 from ppkit.launch import explain
 from ppkit.launch.board import Board
+from ppkit.launch.disagree import collective_calls
 from ppkit.launch.frames import Frame
 from ppkit.launch.output import LiveLine, read_output
 from ppkit.launch.starter import Team
@@ -203,6 +204,9 @@ class Watcher:
         for log in self.logs:
             if log.failed and log.error is None and log.code is None:
                 self._listen_until(time.perf_counter() + _GRACE, lambda log=log: log.code is not None)  # type: ignore[misc]
+        for log in self.logs:
+            if log.error is not None and log.error["collective"]:  # by now more ranks have come to it
+                log.error["calls"] = collective_calls(self._board, *log.error["collective"])
         return explain.failure(self.logs, self.output(), tuple(map(read_output, self._faults)))
 
     def _doing(self) -> str:

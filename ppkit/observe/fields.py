@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Message = tuple[int, int, int, int]
-"""What identifies a message at both of its ends: sender, receiver, tag, and its number among those."""
+Message = tuple[int, int, int, int, int]
+"""What identifies a message at both of its ends: sender, receiver, tag, group, and its number among those."""
 
 NEVER_WAITED = "never waited for"
 NEVER_FINISHED = "never finished"

@@ -108,8 +108,9 @@ def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable
         group_dst: int | None = None,
     ) -> None:
         peer = _peer(recorder, "sends to", dst, group, group_dst)
-        start = recorder.wait_begins("send", peer, tag, tensor)
-        message = _post(recorder, peer, tag, start)
+        start = time.perf_counter()
+        message = _sends(recorder, peer, tag, group, "send", tensor, start)
+        recorder.wait_begins("send", peer, tag, tensor)
         try:
             original(tensor, dst, group, tag, group_dst)
         finally:
@@ -129,7 +130,7 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
     ) -> Any:
         peer = _peer(recorder, "sends to", dst, group, group_dst)
         start = time.perf_counter()
-        message = _post(recorder, peer, tag, start)
+        message = _sends(recorder, peer, tag, group, "isend", tensor, start)
         work = original(tensor, dst, group, tag, group_dst)
         end = time.perf_counter()
         row = Row("SEND", start, end, "isend", None, None, peer, tag, _nbytes(tensor), message, note=NEVER_WAITED)
@@ -139,12 +140,20 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
     return isend
 
 
-def _post(recorder: Recorder, peer: int | None, tag: int, now: float) -> Message | None:
-    """Number and stamp a message; a missing peer is left to torch's own error."""
-    if peer is None:
+def _sends(
+    recorder: Recorder, peer: int | None, tag: int, group: Any, name: str, tensor: Any, now: float
+) -> Message | None:
+    """Number, stamp and check a message; what gloo is never asked to send is left to torch's own error."""
+    if peer is None or peer == recorder.rank or not isinstance(tensor, torch.Tensor) or not tensor.is_contiguous():
         return None
-    recorder.board.post(recorder.rank, peer, tag, now)
-    return recorder.number(recorder.rank, peer, tag)
+    return recorder.agreement.sends(peer, tag, group, name, tensor, now)
+
+
+def _expects(recorder: Recorder, peer: int | None, tag: int, group: Any, name: str, tensor: Any) -> Message | None:
+    """The same for a receive from a known rank."""
+    if peer is None or peer == recorder.rank or not isinstance(tensor, torch.Tensor):
+        return None
+    return recorder.agreement.expects(peer, tag, group, name, tensor)
 
 
 def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,14 +165,17 @@ def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable
         group_src: int | None = None,
     ) -> Any:
         peer = _peer(recorder, "receives from", src, group, group_src)
+        message = _expects(recorder, peer, tag, group, "recv", tensor)
         start = recorder.wait_begins("recv", peer, tag, tensor)
         try:
             sender = original(tensor, src, group, tag, group_src)
         finally:
             recorder.wait_ends()
         source = peer if peer is not None else sender
-        message = recorder.number(source, recorder.rank, tag)
-        sleep_until(recorder.arrives(message, _nbytes(tensor)))
+        if peer is None and source != -1:  # -1: this rank is not in the group
+            message = recorder.agreement.received(source, tag, group, "recv", tensor)
+        if message is not None:
+            sleep_until(recorder.arrives(message, _nbytes(tensor)))
         end = time.perf_counter()
         recorder.communicate(Row("RECV", start, end, "recv", None, None, source, tag, _nbytes(tensor), message))
         return sender
@@ -180,10 +192,12 @@ def _observed_irecv(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         group_src: int | None = None,
     ) -> Any:
         peer = _peer(recorder, "receives from", src, group, group_src)
+        message = _expects(recorder, peer, tag, group, "irecv", tensor)
         work = original(tensor, src, group, tag, group_src)
         if work is None:
             return None
-        message = None if peer is None else recorder.number(peer, recorder.rank, tag)
+        if peer is None:
+            recorder.agreement.expects_from_anyone()
         now = time.perf_counter()
         row = Row("RECV", now, now, "irecv", None, None, peer, tag, _nbytes(tensor), note=NEVER_WAITED)
         return ObservedReceive(recorder, work, recorder.communicate(row), tensor, message)
@@ -195,6 +209,7 @@ def _observed_collective(
     recorder: Recorder, name: str, pattern: Pattern, original: Callable[..., Any]
 ) -> Callable[..., Any]:
     signature = inspect.signature(original)
+    summed = signature.parameters["op"].default if "op" in signature.parameters else None
 
     def collective(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
@@ -205,6 +220,8 @@ def _observed_collective(
         nbytes = round(_nbytes(tensor) * pattern.bytes_factor(n))
         link = None if recorder.emulation is None else recorder.emulation.link
         seconds = 0.0 if link is None else link.seconds(nbytes, pattern.hops(n))
+        group, reduction = arguments.get("group"), arguments.get("op", summed)
+        recorder.agreement.joins(name, tensor, group, _root(arguments), reduction)
         start = recorder.wait_begins(name, None, None, tensor)
         try:
             work = original(*args, **kwargs)
@@ -219,3 +236,14 @@ def _observed_collective(
         return None
 
     return collective
+
+
+def _root(arguments: dict[str, Any]) -> int:
+    """Return the global rank that a collective comes from or goes to; -1: it has none, or torch's default."""
+    for name in ("src", "dst"):
+        if arguments.get(name) is not None:
+            return int(arguments[name])
+        if arguments.get(f"group_{name}") is not None:
+            group: Any = arguments.get("group") or dist.group.WORLD
+            return dist.get_global_rank(group, arguments[f"group_{name}"])
+    return -1

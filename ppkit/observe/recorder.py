@@ -14,6 +14,7 @@ import torch
 from ppkit.emulate import Emulation, sleep_until
 from ppkit.launch.board import Board
 from ppkit.launch.frames import learner_frames
+from ppkit.observe.agreement import Agreement
 from ppkit.observe.fields import NEVER_FINISHED, Message, Row
 
 _LATE = 0.0005  # seconds by which an emulated operation may miss its end before it counts as overrun
@@ -57,6 +58,7 @@ class Recorder:
     n_ranks: int
     board: Board
     emulation: Emulation | None
+    agreement: Agreement
 
     def __init__(self) -> None:
         self.inside = Inside()
@@ -77,13 +79,13 @@ class Recorder:
         self.n_ranks = n_ranks
         self.board = board
         self.emulation = emulation
+        self.agreement = Agreement(rank, board)
         self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
         self.in_backward = False
         self._rows: list[Row] = []
         self._stages: dict[int, int] = {}  # id of an outermost module -> its stage
         self._modules: list[object] = []  # keeps them, so that no id is used twice
         self._microbatches: dict[int, int] = defaultdict(int)  # by stage, since the last step
-        self._numbers: dict[tuple[int, int, int], int] = defaultdict(int)  # by link and tag
         self._pending: tuple[str, int | None, int | None, Any, float, FrameType | None] | None = None
 
     def rows(self) -> list[Row]:
@@ -152,13 +154,6 @@ class Recorder:
         self._rows.append(row)
         return row
 
-    def number(self, source: int, target: int, tag: int) -> Message:
-        """Identify the next message from `source` to `target` with `tag`, alike at both ends."""
-        key = (source, target, tag)
-        number = self._numbers[key]
-        self._numbers[key] = number + 1
-        return (*key, number)
-
     def wait_begins(self, name: str, peer: int | None, tag: int | None, tensor: Any) -> float:
         """Note a call that another rank must answer; return its start."""
         now = time.perf_counter()
@@ -176,8 +171,8 @@ class Recorder:
         """Return when an emulated link delivers a message that gloo has delivered already; 0.0: at once."""
         if self.emulation is None:
             return 0.0
-        sent = self.board.sent_at(*message)
-        return 0.0 if sent is None else sent + self.emulation.link.seconds(nbytes)
+        sent = self.board.send(*message)
+        return 0.0 if sent is None else sent.time + self.emulation.link.seconds(nbytes)
 
     def pending(self) -> dict[str, Any] | None:
         """Describe the call that this rank waits in: name, peer, tag, shape, dtype, since, frames; or None."""

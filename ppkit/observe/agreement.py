@@ -1,0 +1,195 @@
+"""Compares what belongs together before gloo does: both ends of a message, all ranks of a collective.
+
+gloo carries bytes. Where sizes or types differ it ends the process, waits for ever or fills in wrong numbers; so every
+rank stamps its call on the run's board first, and whoever comes second compares.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ppkit.errors import MismatchError
+from ppkit.launch.board import Board, Details, Stamp
+from ppkit.launch.disagree import (
+    ANY_SHAPE,
+    DTYPES,
+    MAX_DIMS,
+    NAMES,
+    REDUCTIONS,
+    blamed,
+    collective_calls,
+    describe,
+    mismatch_text,
+    shape_of,
+)
+from ppkit.launch.frames import learner_line
+from ppkit.observe.fields import Message
+
+_NAME = {name: i for i, name in enumerate(NAMES)}
+_DTYPE = {getattr(torch, name): i for i, name in enumerate(DTYPES) if name}
+_REDUCTION = {getattr(dist.ReduceOp, name): i for i, name in enumerate(REDUCTIONS) if name}
+_PADDING = tuple((0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1))
+_UNEVEN = {"all_to_all_single"}  # whose tensors may have other sizes on other ranks
+
+
+def details_of(name: str, tensor: Any, root: int = -1, reduction: Any = None) -> Details:
+    """Return what must agree, as numbers; what cannot be compared is left open."""
+    dtype, n_dims, dims = 0, ANY_SHAPE, _PADDING[0]
+    if isinstance(tensor, torch.Tensor):
+        dtype = _DTYPE.get(tensor.dtype, 0)
+        shape = tensor.shape
+        n_dims = len(shape)
+        if n_dims > MAX_DIMS or name in _UNEVEN or any(size >= 2**32 for size in shape):
+            n_dims = ANY_SHAPE
+        else:
+            dims = (*shape, *_PADDING[n_dims])
+    return _NAME[name], dtype, n_dims, _REDUCTION.get(reduction, 0), root, *dims
+
+
+def fits(one: Details, other: Details) -> bool:
+    """Tell whether a tensor may be received as another: equal, or the same rows with some dimensions merged."""
+    if one[1:3] == other[1:3] and one[5:] == other[5:]:
+        return True
+    if one[1] != other[1]:
+        return not (one[1] and other[1])
+    if ANY_SHAPE in (one[2], other[2]):
+        return True
+    a, b = _ends(shape_of(one)), _ends(shape_of(other))
+    return max(a) == max(b) and (a <= b or b <= a)
+
+
+def _ends(shape: Sequence[int]) -> set[int]:
+    """Return after how many elements the rows of each dimension end: those of [4, 2, 3] after 3, 6 and 24."""
+    ends, size = {1}, 1
+    for n in reversed(shape):
+        size *= n
+        ends.add(size)
+    return ends if size else {0}
+
+
+class Agreement:
+    """One rank's part in it.
+
+    Args:
+        rank: this rank.
+        board: of the run.
+    """
+
+    def __init__(self, rank: int, board: Board) -> None:
+        self._rank = rank
+        self._board = board
+        self._numbers: dict[tuple[int, int, int, int], int] = defaultdict(int)  # by link, tag and group
+        self._collectives: dict[int, int] = defaultdict(int)  # by group
+        self._unsure = False  # since an irecv from anyone, which takes nobody knows which message
+
+    def site(self) -> int:
+        """Return the number of the learner's line that is running now; 0: none of his."""
+        line = learner_line(sys._getframe(1))
+        return 0 if line is None else self._board.site(self._rank, line)
+
+    def sends(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor, now: float) -> Message:
+        """Stamp a send at `now`; return what identifies the message at both ends.
+
+        Raises:
+            MismatchError: if the receiver waits already, with another kind of buffer.
+        """
+        message = self._number(self._rank, peer, tag, group)
+        mine = Stamp(now, self.site(), details_of(name, tensor))
+        self._board.post_send(message, mine)
+        theirs = self._board.receive(*message)
+        if theirs is not None and not fits(mine.details, theirs.details):
+            self._refuse_message(message, mine, theirs)
+        return message
+
+    def expects(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor) -> Message:
+        """Stamp a receive; return what identifies the message at both ends.
+
+        Raises:
+            MismatchError: if it has been sent already, and is something else.
+        """
+        message = self._number(peer, self._rank, tag, group)
+        if not self._unsure:
+            mine = Stamp(0.0, self.site(), details_of(name, tensor))
+            self._board.post_receive(message, mine)
+            self._compare(message, mine)
+        return message
+
+    def received(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor) -> Message:
+        """Return what identifies a message that was received from anyone, and came from `peer`.
+
+        Raises:
+            MismatchError: if it is something else than the buffer.
+        """
+        message = self._number(peer, self._rank, tag, group)
+        if not self._unsure:
+            self._compare(message, Stamp(0.0, self.site(), details_of(name, tensor)))
+        return message
+
+    def expects_from_anyone(self) -> None:
+        """Note an irecv without a sender: from now on nobody knows which receive takes which message."""
+        self._unsure = True
+
+    def _number(self, source: int, target: int, tag: int, group: Any) -> Message:
+        """Identify the next message on a link, alike at both ends."""
+        number_of = group_number(group)
+        key = (source, target, tag, number_of)
+        number = self._numbers[key]
+        self._numbers[key] = number + 1
+        return (*key, number)
+
+    def _compare(self, message: Message, mine: Stamp) -> None:
+        theirs = self._board.send(*message)
+        if theirs is not None and not fits(mine.details, theirs.details):
+            self._refuse_message(message, theirs, mine)
+
+    def _refuse_message(self, message: Message, sent: Stamp, wanted: Stamp) -> None:
+        source, target, tag, _group, number = message
+        calls = [
+            {**describe(self._board, source, number, sent), "peer": target, "tag": tag},
+            {**describe(self._board, target, number, wanted), "peer": source, "tag": tag},
+        ]
+        raise mismatch(calls)
+
+    def joins(self, name: str, tensor: Any, group: Any, root: int, reduction: Any) -> None:
+        """Stamp a collective, and compare it with those of the ranks that are there already.
+
+        Raises:
+            MismatchError: if they are in another collective, or have another root, operation, shape or dtype.
+        """
+        key = group_number(group)
+        number = self._collectives[key]
+        self._collectives[key] = number + 1
+        mine = Stamp(0.0, self.site(), details_of(name, tensor, root, reduction))
+        self._board.post_collective(self._rank, key, number, mine)
+        members = dist.get_process_group_ranks(group)
+        for member in members:
+            theirs = None if member == self._rank else self._board.collective(member, key, number)
+            if theirs is not None and not _is_one(mine.details, theirs.details):
+                raise mismatch(collective_calls(self._board, members, key, number), (tuple(members), key, number))
+
+
+def _is_one(mine: Details, theirs: Details) -> bool:
+    if mine == theirs:
+        return True
+    if mine[0] != theirs[0] or mine[4] != theirs[4] or (mine[3] != theirs[3] and mine[3] and theirs[3]):
+        return False
+    return fits(mine, theirs)
+
+
+def group_number(group: Any) -> int:
+    """Return a number of a process group that is the same on all of its ranks; 0: all ranks."""
+    if group is None or group is dist.group.WORLD:
+        return 0
+    return zlib.crc32(group.group_name.encode())
+
+
+def mismatch(calls: list[dict[str, Any]], collective: tuple[Any, ...] | None = None) -> MismatchError:
+    """Return the error of calls that don't agree."""
+    return MismatchError(mismatch_text(calls), rank=blamed(calls), pending=calls, collective=collective)
