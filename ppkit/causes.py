@@ -14,7 +14,7 @@ from ppkit.waits import Wait, waits
 if TYPE_CHECKING:
     from ppkit.timeline import Timeline
 
-__all__ = ["IdleCauses", "IdleTable", "idle_causes"]
+__all__ = ["IdleCauses", "IdleTable", "idle_causes", "split"]
 
 
 class IdleCauses(NamedTuple):
@@ -91,17 +91,17 @@ def _of_rank(timeline: Timeline, rank: int, waited: Sequence[Wait], unexplained:
     starts = [wait.event.start for wait in waited]
     for (_, start), (end, _) in pairwise(spans):
         first = bisect_left(starts, start - longest)
-        one, other, rest = _split(start, end, waited[first : bisect_left(starts, end)])
+        one, other, rest = split(start, end, waited[first : bisect_left(starts, end)])
         waiting, communication, left = waiting + one, communication + other, left + rest
     # After the last computation only collectives count: a rank waits for nobody else any more.
     ended = spans[-1][1]
     last = [wait for wait in waited if wait.event.kind == "COLLECTIVE" and wait.event.end > ended]
-    late, collective, drain = _split(ended, timeline.end, last)
+    late, collective, drain = split(ended, timeline.end, last)
     causes = IdleCauses(spans[0][0] - timeline.start, waiting + late, communication + collective, 0.0, drain)
     return causes._replace(**{unexplained: getattr(causes, unexplained) + left})
 
 
-def _split(start: float, end: float, waited: Sequence[Wait]) -> tuple[float, float, float]:
+def split(start: float, end: float, waited: Sequence[Wait]) -> tuple[float, float, float]:
     """Seconds from ``start`` to ``end`` that wait for another rank, that communicate, and that do neither."""
     waiting = communication = left = 0.0
     at = start

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ppkit.event import Event
+from ppkit.difference import Causes, causes
+from ppkit.event import COMM_KINDS, Event
 from ppkit.timeline import Timeline
 from ppkit.units import duration, number, percent
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 __all__ = ["Comparison", "Row", "compare"]
 
-Key: TypeAlias = "tuple[int, str, int | None, int | None, int]"
+# Rank, kind, stage, micro-batch, which one of these; last, for communication that names no stage, its peer.
+Key: TypeAlias = "tuple[int, str, int | None, int | None, int, int | None]"
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class Row:
             return self.second.duration / self.first.duration
         return float("inf") if self.second.duration else 1.0
 
+    @property
+    def duration_difference(self) -> float:
+        """Seconds by which it takes longer in the second timeline."""
+        return self.second.duration - self.first.duration
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
@@ -69,6 +80,26 @@ class Comparison:
         return float("inf") if self.second.makespan else 1.0
 
     @property
+    def makespan_difference(self) -> float:
+        """Seconds by which the makespan of the second is longer."""
+        return self.second.makespan - self.first.makespan
+
+    @property
+    def causes(self) -> Causes:
+        """What the difference of the makespans is made of, in seconds; the parts add up to it."""
+        return self._causes[0]
+
+    @cached_property
+    def _causes(self) -> tuple[Causes, dict[str, float]]:
+        return causes(self.first, self.second, {id(row.second): row.first for row in self.rows})
+
+    def gantt(self, **options: Any) -> go.Figure:
+        """Both timelines on one axis, the two rows of each rank together; options as ``ppkit.gantt`` takes them."""
+        from ppkit.draw import gantt
+
+        return gantt(self.first, self.second, **{"by_rank": True} | options)
+
+    @property
     def reordered_ranks(self) -> tuple[int, ...]:
         """Ranks that run the operations both have in another order on their compute lane."""
         return tuple(rank for rank in range(self.first.n_ranks) if self._reordered(rank))
@@ -83,6 +114,11 @@ class Comparison:
 
     __repr__ = __str__
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        from ppkit.draw import mimebundle
+
+        return {**mimebundle(self.first, self.second, by_rank=True), "text/plain": str(self)}
+
     def _lines(self) -> Iterator[str]:
         yield f"first:   {self.first.title}"
         yield f"second:  {self.second.title}"
@@ -92,7 +128,12 @@ class Comparison:
         counts = f"missing from the second: {len(self.missing)}; extra in it: {len(self.extra)}"
         yield f"operations in both: {len(self.rows)}; {counts}"
         if self.rows:
-            yield from _table(self.rows, self.first.notes.get("unit"))
+            unit = self.first.notes.get("unit")
+            yield from _table(self.rows, unit)
+            if self.makespan_difference:
+                yield "why the second is longer or shorter, along its critical path:"
+                yield from self.causes.lines(self._causes[1], unit)
+            yield from _most_changed(self.rows, unit)
         if self.reordered_ranks:
             yield f"order differs on rank {', '.join(map(str, self.reordered_ranks))}"
         for word, events in (("missing", self.missing), ("extra", self.extra)):
@@ -101,10 +142,15 @@ class Comparison:
 
 
 def compare(first: Timeline, second: Timeline) -> Comparison:
-    """Pair the events of two timelines by rank, kind, stage, micro-batch and occurrence."""
-    ours, theirs = _keyed(first), _keyed(second)
+    """Pair the events of two timelines by rank, kind, stage, micro-batch and occurrence.
+
+    Where the communication of one of them names no stage, as that of plain PyTorch does, messages pair by their
+    rank, peer and order, and collectives by their rank and order.
+    """
+    by_order = any(e.stage is None and e.kind in COMM_KINDS for timeline in (first, second) for e in timeline)
+    ours, theirs = _keyed(first, by_order), _keyed(second, by_order)
     rows = tuple(
-        Row(*key, event, theirs[key], (theirs[key].start - second.start) - (event.start - first.start))
+        Row(*key[:5], event, theirs[key], (theirs[key].start - second.start) - (event.start - first.start))
         for key, event in ours.items()
         if key in theirs
     )
@@ -113,13 +159,17 @@ def compare(first: Timeline, second: Timeline) -> Comparison:
     return Comparison(first, second, rows, missing, extra)
 
 
-def _keyed(timeline: Timeline) -> dict[Key, Event]:
-    seen: Counter[tuple[int, str, int | None, int | None]] = Counter()
+def _keyed(timeline: Timeline, by_order: bool) -> dict[Key, Event]:
+    seen: Counter[tuple[int, str, int | None, int | None, int | None]] = Counter()
     found: dict[Key, Event] = {}
     for event in timeline.events:
-        name = (event.rank, event.kind, event.stage, event.microbatch)
-        key = (*name, seen[name])
-        found[key] = event
+        rank, kind, stage, part, peer = event.rank, event.kind, event.stage, event.microbatch, event.peer
+        if by_order and kind in COMM_KINDS:
+            stage = part = None
+        else:
+            peer = None
+        name = (rank, kind, stage, part, peer)
+        found[rank, kind, stage, part, seen[name], peer] = event
         seen[name] += 1
     return found
 
@@ -136,6 +186,19 @@ def _table(rows: tuple[Row, ...], unit: str | None) -> Iterator[str]:
         shifted = f"{'+' if shift > 0 else ''}{duration(shift, unit)}"
         medians = f"{duration(first, unit):>14} {duration(second, unit):>15} {ratio:>7}"
         yield f"{kind:<10} {len(same):>6} {medians} {shifted:>13}"
+
+
+def _most_changed(rows: tuple[Row, ...], unit: str | None, most: int = 3) -> Iterator[str]:
+    """The computations whose duration differs most, where they do."""
+    changed = [row for row in rows if row.first.lane == "compute" and row.duration_difference]
+    changed.sort(key=lambda row: -abs(row.duration_difference))
+    if changed:
+        texts = (
+            f"rank {row.rank} {row.first.label} {duration(row.first.duration, unit)} → "
+            f"{duration(row.second.duration, unit)}"
+            for row in changed[:most]
+        )
+        yield f"most changed: {', '.join(texts)}"
 
 
 def _few(events: tuple[Event, ...], limit: int = 5) -> str:
