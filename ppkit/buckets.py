@@ -27,7 +27,8 @@ class Bucket:
         names: theirs.
         missing: those whose gradient the running backward has still to complete.
         work: the running all-reduce.
-        flat: all gradients, one behind the other.
+        flat: all gradients, one behind the other; kept from step to step.
+        parts: it, cut into the parameters' shapes.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Bucket:
     missing: set[nn.Parameter] = field(default_factory=set)
     work: Any = None
     flat: torch.Tensor | None = None
+    parts: tuple[torch.Tensor, ...] = ()
 
     @property
     def named(self) -> Iterator[tuple[nn.Parameter, str]]:
@@ -53,23 +55,29 @@ class Bucket:
         return bucket_label(self.index, self.nbytes)
 
     def pack(self, weight: float) -> torch.Tensor:
-        """Return the gradients times `weight` as one flat tensor; a missing one is zero."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        self.flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        if weight:
-            self.flat *= weight
-        else:
-            self.flat.zero_()  # a shard without rows: 0 times its NaN would be NaN
-        self.flat.label = self.label  # type: ignore[attr-defined]  # names the all-reduce on a timeline
-        return self.flat
+        """Write the gradients times `weight` in the flat tensor, and return it; a missing one is zero."""
+        if self.flat is None:
+            self._allocate()
+        for parameter, part in zip(self.parameters, self.parts, strict=True):
+            if parameter.grad is None or not weight:
+                part.zero_()  # of a shard without rows too: 0 times its NaN would be NaN
+            else:
+                torch.mul(parameter.grad, weight, out=part)  # the gradient may be this part, as the last step left it
+        return self.flat  # type: ignore[return-value]  # allocated above
 
     def unpack(self, left_out: Collection[nn.Parameter] = ()) -> None:
         """Let each parameter's gradient be its part of the flat tensor, without a copy."""
-        pieces = self.flat.split([p.numel() for p in self.parameters])  # type: ignore[union-attr]
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
+        for parameter, part in zip(self.parameters, self.parts, strict=True):
             if parameter not in left_out:
-                parameter.grad = piece.view_as(parameter)
-        self.flat = self.work = None
+                parameter.grad = part
+        self.work = None
+
+    def _allocate(self) -> None:
+        sizes = [parameter.numel() for parameter in self.parameters]
+        self.flat = self.parameters[0].new_empty(sum(sizes), requires_grad=False)
+        self.flat.label = self.label  # type: ignore[attr-defined]  # names the all-reduce on a timeline
+        pieces = self.flat.split(sizes)
+        self.parts = tuple(piece.view_as(p) for p, piece in zip(self.parameters, pieces, strict=True))
 
 
 def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int) -> tuple[Bucket, ...]:

@@ -110,7 +110,8 @@ class GradientReducer:
 
     A hook on every parameter runs when its gradient is complete. When all those of a bucket are, the bucket is
     all-reduced without waiting; the buckets go in their order, the same on every rank. The end of the backward waits
-    for all of them. Li et al., "PyTorch Distributed", arXiv 2006.15704.
+    for all of them. From then on a gradient is a part of its bucket, which the next step writes anew: clone it to keep
+    it. Li et al., "PyTorch Distributed", arXiv 2006.15704.
 
     Args:
         module: this rank's replica, or its stage of a pipeline.
