@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.executor import against_torch, emulated
 from benchmarks.importing import importing
 from benchmarks.launching import against_spawn, imports
 from benchmarks.result import Result
@@ -20,6 +21,8 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Result]]] = {
     "launch": against_spawn,
     "imports": imports,
     "emulation": emulation,
+    "executor": against_torch,
+    "executor, emulated": emulated,
     "observation": observation,
     "drawing": drawing,
     "import": importing,

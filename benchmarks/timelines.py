@@ -29,7 +29,7 @@ def emulation() -> Iterator[Result]:
     schedule = one_f_one_b(4, 8)
     simulated = simulate(schedule, Costs(forward=FORWARD, backward=BACKWARD))
     run = launch(pipeline, schedule, 8, n_ranks=4, emulate=Emulation(forward=FORWARD, backward=BACKWARD))
-    spans = [_compute_span(run.timeline.step(n)) for n in range(run.timeline.n_steps)]
+    spans = [compute_span(run.timeline.step(n)) for n in range(run.timeline.n_steps)]
     ratio = median(spans) / simulated.makespan
     what = f"emulated 1F1B, p=4, m=8, 20/40 ms ({median(spans):.4f} s) against simulate ({simulated.makespan:.4f} s)"
     yield Result(
@@ -37,9 +37,9 @@ def emulation() -> Iterator[Result]:
     )
 
 
-def _compute_span(timeline: Timeline) -> float:
+def compute_span(timeline: Timeline) -> float:
     """Return the time from the first forward to the last backward."""
-    events = [event for event in timeline if event.kind in "FB"]
+    events = [event for event in timeline if event.kind in "FBIW"]
     return max(event.end for event in events) - min(event.start for event in events)
 
 
