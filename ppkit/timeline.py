@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -129,18 +128,9 @@ class Timeline:
         Raises:
             TimelineError: there is no such step.
         """
-        index = n + self.n_steps if n < 0 else n
-        if not 0 <= index < self.n_steps:
-            steps = f"steps 0 to {self.n_steps - 1}" if self.n_steps else "no optimizer step (no OPTIM event)"
-            raise TimelineError(f"no step {n}: the timeline has {steps}", values={"step": n})
-        kept: list[Event] = []
-        for row in self._by_rank:
-            optims = [event for event in row if event.kind == "OPTIM"]
-            ends = [event.end for event in optims]
-            # An OPTIM event belongs to the step that it ends, even if it took no time.
-            own = {id(event): number for number, event in enumerate(optims)}
-            kept += [e for e in row if own.get(id(e), bisect_right(ends, e.start)) == index]
-        return replace(self, events=tuple(_clipped(kept) if clip else kept)).shifted()
+        from ppkit.steps import step
+
+        return step(self, n, clip=clip)
 
     def shifted(self, start: float = 0.0) -> Timeline:
         """The same timeline with its first start moved to ``start`` seconds."""
@@ -326,12 +316,6 @@ class Timeline:
         from ppkit.draw import mimebundle
 
         return mimebundle(self)
-
-
-def _clipped(events: list[Event]) -> list[Event]:
-    """The events from the start of the first computation on."""
-    begin = min(event.start for event in events if event.lane == "compute")
-    return [e._replace(start=max(e.start, begin)) for e in events if e.end > begin or e.start >= begin]
 
 
 def _moved(event: Event, by: float) -> Event:

@@ -139,6 +139,8 @@ def _explain_place(schedule: Schedule, rank: int, position: int) -> NoReturn:
     else:
         owner = schedule.stage_to_rank[action.stage]
         what = f"{action} is misplaced: stage {action.stage} lives on rank {owner}, not on rank {rank}"
+        if not any(other.stage == action.stage for other in schedule.actions[owner]):
+            what += f". If all of it is to be on rank {rank}, say so with stage_to_rank"
     fail(schedule, f"rank {rank}, position {position}: {what}", [(rank, position)], rank=rank, action=action)
 
 

@@ -79,6 +79,13 @@ def test_zero_bubble_h1_bubble_and_peaks(f: int, i: int, w: int) -> None:
             assert run.makespan == m * (f + i + w) + (p - 1) * (f + i - w), (p, m)
 
 
+def test_the_bubbles_that_the_zero_bubble_paper_found() -> None:
+    # arXiv 2401.10241: its 1.5 B model on 8 stages, 24 micro-batches; milliseconds as measured there.
+    costs = Costs(forward=18.522, input_grad=18.086, weight_grad=9.337, latency=0.601)
+    assert round(simulate(one_f_one_b(8, 24), costs).bubble_fraction, 4) == 0.2431
+    assert round(simulate(zero_bubble_h1(8, 24), costs).bubble_fraction, 4) == 0.1585
+
+
 def test_weight_gradients_lag_as_many_microbatches_as_there_are_ranks_before() -> None:
     p, m = 4, 12
     for r, row in enumerate(zero_bubble_h1(p, m).actions):
@@ -190,6 +197,55 @@ def test_every_size_is_valid_complete_and_runs(name: str, p: int, m: int, v: int
 def test_csv_round_trip(name: str, p: int, m: int, v: int) -> None:
     schedule = ALL[name](p, m, v)
     assert Schedule.from_csv(schedule.to_csv(), name=name) == schedule
+
+
+# Schedules by hand: chunks and halves are checked like all else
+
+
+def v_rows() -> list[list[str]]:
+    return [[str(action) for action in row] for row in zero_bubble_v(2, 2).actions]
+
+
+def by_hand(rows: list[list[str]], stage_to_rank: tuple[int, ...] = (0, 1, 1, 0)) -> Schedule:
+    return Schedule("mine", 2, 4, 2, rows, stage_to_rank)  # type: ignore[arg-type]  # texts are converted
+
+
+def test_a_schedule_written_as_texts_is_the_same() -> None:
+    mine = by_hand(v_rows())
+    assert mine.validate().actions == zero_bubble_v(2, 2).actions
+    assert simulate(mine).events == simulate(zero_bubble_v(2, 2)).events
+
+
+def test_a_v_must_say_where_its_stages_are() -> None:
+    with pytest.raises(ScheduleError, match=r"stage 3 lives on rank 1, not on rank 0\. If all of it .* stage_to_rank"):
+        by_hand(v_rows(), ()).validate()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ("3I0", "3W0", "3W0 runs before 3I0: the weight gradient needs what the input gradient leaves"),
+        ("3F1", "3I1", "3I1 runs before its forward, 3F1"),
+        ("0F0", "3F0", "a deadlock: no rank in this circle can go on"),
+    ],
+)
+def test_two_actions_of_a_chunk_exchanged(one: str, other: str, says: str) -> None:
+    rows = v_rows()
+    at, to = rows[0].index(one), rows[0].index(other)
+    rows[0][at], rows[0][to] = rows[0][to], rows[0][at]
+    with pytest.raises(ScheduleError, match=says):
+        by_hand(rows).validate()
+
+
+def test_halves_beside_a_full_backward() -> None:
+    rows = v_rows()
+    rows[1].append("1B1")
+    with pytest.raises(ScheduleError, match="1B1 and 1I1: B is the full backward, I and W its halves"):
+        by_hand(rows).validate()
+    rows = v_rows()
+    rows[1].remove("2W1")
+    with pytest.raises(ScheduleError, match="2W1 is missing: rank 1 has stage 2"):
+        by_hand(rows).validate()
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "4", None])
