@@ -65,7 +65,9 @@ class Emulation:
         input_grad, weight_grad: seconds of a backward for the inputs alone or the weights alone; half of
             `backward` where they are not given.
         optimizer: seconds of an optimizer's step, likewise.
-        link: the connection between any two ranks.
+        link: the connection between any two ranks. Collectives go over it one at a time, in a ring.
+        per_layer: spread a backward's duration over its parameters, by their size, so that the gradients come one
+            after the other as on a device, and hooks on them run when they would; else all come at the beginning.
 
     Raises:
         LaunchError: for a duration that is negative, NaN, infinite or no number.
@@ -77,6 +79,7 @@ class Emulation:
     weight_grad: float | Sequence[float] | None = None
     optimizer: float | Sequence[float] | None = None
     link: Link = field(default_factory=Link)
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("forward", "backward", "input_grad", "weight_grad", "optimizer"):
@@ -122,6 +125,7 @@ class Emulation:
             for name, label in names.items()
             if getattr(self, name) is not None
         ]
+        parts += ["layer by layer"] * (self.per_layer and self.backward is not None)
         return ", ".join(parts + [str(self.link)] * (self.link != Link()) or ["nothing slowed down"])
 
 

@@ -72,8 +72,8 @@ class ShardedOptimizer:
         self._shard.grad = self._own_part(gradients)
         self._optimizer.step()
         self._shard.grad = None
-        flat = self._shard.new_empty(self._n_replicas * self._shard.numel())
-        dist.all_gather_into_tensor(flat, self._shard.detach(), group=self._group)
+        flat = self._shard.new_empty(self._n_replicas * self._shard.numel(), requires_grad=False)
+        dist.all_gather(list(flat.chunk(self._n_replicas)), self._shard.detach(), group=self._group)
         pieces = flat[: sum(p.numel() for p in self._parameters)].split([p.numel() for p in self._parameters])
         with torch.no_grad():
             for parameter, piece in zip(self._parameters, pieces, strict=True):

@@ -222,17 +222,23 @@ def _observed_collective(
         seconds = 0.0 if link is None else link.seconds(nbytes, pattern.hops(n))
         group, reduction = arguments.get("group"), arguments.get("op", summed)
         recorder.agreement.joins(name, tensor, group, _root(arguments), reduction)
+        shown = getattr(tensor, "label", name)  # such as "bucket 0 (1.2 MB)"
         start = recorder.wait_begins(name, None, None, tensor)
+        ride = recorder.wire.ride(arguments.get("group"), seconds) if seconds else None
         try:
             work = original(*args, **kwargs)
         finally:
             end = recorder.wait_ends()
         if work is not None:
-            row = recorder.communicate(Row("COLLECTIVE", start, end, name, nbytes=nbytes, note=NEVER_WAITED))
-            return ObservedCollective(recorder, work, row, tensor, seconds)
+            row = recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes, note=NEVER_WAITED))
+            return ObservedCollective(recorder, work, row, tensor, ride)
         # Whoever comes last sets the start of the exchange; the real one is over within that rank's call.
-        sleep_until(end + seconds)
-        recorder.communicate(Row("COLLECTIVE", start, time.perf_counter(), name, nbytes=nbytes))
+        if ride is not None:
+            ride.join(end)
+            free_at, over = ride.times()
+            start = max(start, free_at)
+            sleep_until(over)
+        recorder.communicate(Row("COLLECTIVE", start, time.perf_counter(), shown, nbytes=nbytes))
         return None
 
     return collective

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from ppkit.observe.ddp import show_buckets
+from ppkit.observe.fields import Row
 from ppkit.observe.recorder import Recorder, Token
 
 _KEY = "ppkit"
+_engine = torch.autograd.Variable._execution_engine
 _MAX_NODES = 5_000  # a backward's tag lies a few nodes from its root: at a loss, or at the stage's own output
 
 
@@ -45,6 +49,8 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
         stage = recorder.stage_of(module)
         if stage is None:
             return original(module, *args, **kwargs)
+        if stage not in recorder.pace.stages:
+            _first_call(recorder, module, stage)
         microbatch = recorder.next_microbatch(stage)
         start = time.perf_counter()
         inside.depth = 1
@@ -52,7 +58,7 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
             output = original(module, *args, **kwargs)
         finally:
             inside.depth = 0
-        _settle(recorder)
+        settle(recorder)
         row = recorder.compute("F", start, stage, microbatch, recorder.stated("F", stage), type(module).__name__)
         _tie(Token(row, stage, _parents(args, kwargs)), output)
         return output
@@ -60,7 +66,14 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
     return __call__
 
 
-def _settle(recorder: Recorder) -> None:
+def _first_call(recorder: Recorder, module: nn.Module, stage: int) -> None:
+    emulation = recorder.emulation
+    recorder.pace.add(stage, module, per_layer=emulation is not None and emulation.per_layer)
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        show_buckets(module)
+
+
+def settle(recorder: Recorder) -> None:
     """Wait for the GPU, which otherwise computes on while the clock is read."""
     if recorder.on_gpu:
         torch.cuda.current_stream().synchronize()
@@ -142,50 +155,78 @@ def _observed_grad(recorder: Recorder, original: Callable[..., Any]) -> Callable
     return grad
 
 
-def _as_list(tensors: Any) -> list[torch.Tensor]:
-    return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+def _as_list(tensors: Any) -> list[Any]:
+    """What a backward takes: tensors, or edges of the graph, which are tuples themselves."""
+    return [tensors] if isinstance(tensors, (torch.Tensor, GradientEdge)) else list(tensors)
 
 
-def _kind(inputs: torch.Tensor | Sequence[torch.Tensor] | None) -> str:
+def _node(root: torch.Tensor | GradientEdge) -> Any:
+    """The node of the graph that a backward begins at."""
+    return root.node if isinstance(root, GradientEdge) else root.grad_fn
+
+
+def _leaf(tensor: torch.Tensor | GradientEdge) -> Any:
+    """The tensor itself; of an edge that ends at a leaf, that leaf."""
+    return getattr(tensor.node, "variable", None) if isinstance(tensor, GradientEdge) else tensor
+
+
+def _kind(inputs: Any) -> str:
     """Tell a full backward from one for the weights or the inputs alone."""
     if inputs is None:
         return "B"
-    weights = [isinstance(tensor, nn.Parameter) for tensor in _as_list(inputs)]
+    weights = [isinstance(_leaf(tensor), nn.Parameter) for tensor in _as_list(inputs)]
     return "W" if all(weights) else "B" if any(weights) else "I"
 
 
-def _run_backward(recorder: Recorder, kind: str, roots: list[torch.Tensor], kept: bool, run: Callable[[], Any]) -> Any:
-    tokens = _tokens(t.grad_fn for t in roots if t.grad_fn is not None)
-    start = time.perf_counter()
-    recorder.in_backward = True
-    try:
-        result = run()
-    finally:
-        recorder.in_backward = False
-    _settle(recorder)
+def _run_backward(recorder: Recorder, kind: str, roots: list[Any], kept: bool, run: Callable[[], Any]) -> Any:
+    tokens = _tokens(map(_node, roots))
     stated = [s for token in tokens if (s := recorder.stated(kind, token.stage)) is not None]
+    seconds = sum(stated) if stated else None
     stage, microbatch = (tokens[0].stage, tokens[0].row.microbatch) if tokens else (None, None)
     name = "backward"
     if len(tokens) > 1 and len(microbatches := sorted({token.row.microbatch or 0 for token in tokens})) > 1:
         microbatch = None
         name = "backward of micro-batches " + ", ".join(map(str, microbatches))
-    row = recorder.compute(kind, start, stage, microbatch, sum(stated) if stated else None, name)
+    rows: list[Row] = []
+
+    def computed() -> None:
+        settle(recorder)
+        rows.append(recorder.compute(kind, start, stage, microbatch, seconds, name))
+
+    # Autograd calls it when the arithmetic is over, before what others want done at the end of the backward: to wait
+    # for gradients that are on their way is not to compute.
+    root = next((one for one in roots if isinstance(one, torch.Tensor) and one.requires_grad), None)
+    handle = None if root is None else root.register_hook(lambda _: _engine.queue_callback(computed))
+    start = time.perf_counter()
+    recorder.pace.begin(start, seconds, {token.stage for token in tokens})
+    recorder.in_backward = True
+    try:
+        result = run()
+    finally:
+        recorder.in_backward = False
+        recorder.pace.end()
+        if handle is not None:
+            handle.remove()
+    if not rows:
+        computed()
     if not kept:
         for token in tokens:
-            token.release(row.end)
+            token.release(rows[0].end)
     return result
 
 
 def observe_optimizers(recorder: Recorder) -> tuple[RemovableHandle, RemovableHandle]:
     """Hook into the steps of all optimizers of this process; return the handles of the hooks."""
-    starts: dict[int, float] = {}
+    running: list[float] = []  # an optimizer may hold another, as ZeroRedundancyOptimizer does: the outer one counts
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        starts[id(optimizer)] = time.perf_counter()
+        running.append(time.perf_counter())
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-        _settle(recorder)
-        start = starts.pop(id(optimizer))
+        start = running.pop()
+        if running:
+            return
+        settle(recorder)
         name = f"{type(optimizer).__name__}.step"
         recorder.compute("OPTIM", start, None, None, recorder.stated("OPTIM", recorder.rank), name)
         recorder.step_taken()

@@ -57,14 +57,13 @@ class Operations:
             self._held.pop((stage, microbatch)).held_until = row.end
 
 
-@contextmanager
-def waiting(call: str, peer: int | None, tag: int | None, tensor: Any) -> Iterator[None]:
-    """Let the watcher know that this rank waits for another, although no event is recorded."""
+def wait_unrecorded(work: Any, call: str, peer: int | None, tag: int | None, tensor: Any) -> None:
+    """Wait for a work of which no event is recorded; the watcher knows all the same that this rank waits."""
     to = recorder
     if to is not None:
         to.wait_begins(call, peer, tag, tensor)
     try:
-        yield
+        work.wait()
     finally:
         if to is not None:
             to.wait_ends()

@@ -16,6 +16,7 @@ from ppkit.launch.board import Board
 from ppkit.launch.frames import learner_frames
 from ppkit.observe.agreement import Agreement
 from ppkit.observe.fields import NEVER_FINISHED, Message, Row
+from ppkit.observe.pace import Pace, Wire
 
 _LATE = 0.0005  # seconds by which an emulated operation may miss its end before it counts as overrun
 
@@ -82,6 +83,8 @@ class Recorder:
         self.agreement = Agreement(rank, board)
         self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
         self.in_backward = False
+        self.pace = Pace()
+        self.wire = Wire()
         self._rows: list[Row] = []
         self._stages: dict[int, int] = {}  # id of an outermost module -> its stage
         self._modules: list[object] = []  # keeps them, so that no id is used twice

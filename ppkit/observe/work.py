@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
+import torch
+
 from ppkit.emulate import sleep_until
 from ppkit.observe.fields import Message, Row
+from ppkit.observe.pace import Ride
 from ppkit.observe.recorder import Recorder
 
 
@@ -101,16 +105,41 @@ class ObservedCollective(ObservedWork):
         work: the real one.
         row: the collective's event.
         tensor: its tensor.
-        seconds: what the emulated links add.
+        ride: on the emulated ring, if there is one.
     """
 
-    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any, seconds: float) -> None:
+    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any, ride: Ride | None) -> None:
         super().__init__(recorder, work, row, tensor)
-        self._seconds = seconds
+        self._ride = ride
         work.get_future().add_done_callback(self._done)
 
     def _done(self, _future: Any) -> None:
-        self._row.end = time.perf_counter() + self._seconds
+        self._row.end = now = time.perf_counter()
+        if self._ride is not None:
+            self._ride.join(now)
+
+    def get_future(self) -> Any:
+        """Return a future that is done when the emulated links are, for hooks that go on from there."""
+        real = self._work.get_future()
+        self._row.note = ""  # whoever has the future waits for it
+        if self._ride is None:
+            return real
+        late: Any = torch.futures.Future()
+        threading.Thread(target=self._pass_on, args=(real, late), daemon=True).start()
+        return late
+
+    def _pass_on(self, real: Any, late: Any) -> None:
+        try:
+            value = real.wait()
+        except Exception as error:
+            late.set_exception(error)
+        else:
+            sleep_until(self._arrives())
+            late.set_result(value)
 
     def _arrives(self) -> float:
-        return self._row.end if self._seconds else 0.0
+        if self._ride is None:
+            return 0.0
+        free_at, over = self._ride.times()
+        self._row.start, self._row.end = max(self._row.start, free_at), over
+        return over
