@@ -202,5 +202,9 @@ def _most_changed(rows: tuple[Row, ...], unit: str | None, most: int = 3) -> Ite
 
 
 def _few(events: tuple[Event, ...], limit: int = 5) -> str:
-    text = ", ".join(f"rank {event.rank} {event.label}" for event in events[:limit])
-    return text + (f" and {len(events) - limit} more" if len(events) > limit else "")
+    """Computations one by one, the others counted by name."""
+    work = [event for event in events if event.lane == "compute"]
+    others = Counter(event.name or event.kind.lower() for event in events if event.lane == "comm")
+    parts = [f"rank {event.rank} {event.label}" for event in work[:limit]]
+    parts += [f"{len(work) - limit} more computations"] if len(work) > limit else []
+    return ", ".join(parts + [f"{count} × {name}" for name, count in others.items()])

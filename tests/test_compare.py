@@ -81,6 +81,15 @@ def test_waiting_for_what_nothing_tells_of() -> None:
     assert first.compare(second).causes == Causes(communication=3, overhead=1)
 
 
+def test_what_only_one_has_is_told_in_few_words() -> None:
+    one = measured(Event(0, "F", 0, 1, 0, 0), n_ranks=1)
+    more = [Event(0, "F", at, at + 1, 0, at) for at in range(8)]
+    more += [Event(0, "WAIT", at, at, name="wait for isend") for at in range(3)]
+    lines = str(one.compare(measured(*more, n_ranks=1))).splitlines()
+    several = "rank 0 F1, rank 0 F2, rank 0 F3, rank 0 F4, rank 0 F5, 2 more computations, 3 × wait for isend"
+    assert lines[-1] == f"extra: {several}"
+
+
 def test_all_reduces_pair_with_predicted_ones() -> None:
     first = simulate(gpipe(1, 1).with_reduce(), Costs(reduce_seconds=2))
     second = measured(

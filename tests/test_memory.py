@@ -39,11 +39,14 @@ def test_peaks_that_the_field_knows(schedule: Schedule, peaks: list[int]) -> Non
     assert memory(schedule, stored(10)).peak == tuple(10 * peak for peak in peaks)
 
 
-def test_activations_and_leftovers_at_the_peak_of_zb_h1() -> None:
-    found = memory(zero_bubble_h1(P, M), stored(1))
-    for r, curve in enumerate(found.curves):
-        then = curve.at(curve.peak_at)
-        assert (then["activations"], then["weight-gradient leftovers"]) == (P - r, r)
+@pytest.mark.parametrize("p", range(1, 7))
+def test_activations_and_leftovers_at_the_peak_of_zb_h1(p: int) -> None:
+    for m in range(2 * p - 1, 2 * p + 6):
+        found = memory(zero_bubble_h1(p, m), stored(1))
+        for r, curve in enumerate(found.curves):
+            then = curve.at(curve.peak_at)
+            assert (then["activations"], then["weight-gradient leftovers"]) == (p - r, r), m
+            assert curve.peak == p
 
 
 def test_one_stage_by_hand() -> None:
