@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppkit.observe import operations
+from ppkit.observe.operations import wait_unrecorded
 from ppkit.stage import PipelineError
 
 __all__ = [
@@ -93,8 +93,7 @@ def send_quietly(tensor: Tensor, group: Any, peer: int, tag: int) -> Any:
 def receive_quietly(tensor: Tensor, group: Any, peer: int, tag: int) -> Tensor:
     """`recv`, unobserved; returns the buffer."""
     work = inspect.unwrap(dist.irecv)(tensor, group=group, group_src=peer, tag=tag)
-    with operations.waiting("recv", global_rank(group, peer), tag, tensor):
-        work.wait()
+    wait_unrecorded(work, "recv", global_rank(group, peer), tag, tensor)
     return tensor
 
 
@@ -112,8 +111,7 @@ def exchange(value: object, group: Any, n_ranks: int, device: torch.device) -> l
 def _all_gather(tensor: Tensor, group: Any, n_ranks: int) -> list[Tensor]:
     found = [torch.empty_like(tensor) for _ in range(n_ranks)]
     work = inspect.unwrap(dist.all_gather)(found, tensor, group=group, async_op=True)
-    with operations.waiting("all_gather", None, None, tensor):
-        work.wait()
+    wait_unrecorded(work, "all_gather", None, None, tensor)
     return found
 
 

@@ -90,7 +90,7 @@ def lay_out(
     except PpkitError as failure:
         error = failure
     skips = _agree(rank, schedule, net, facts, error, sharing)
-    marked = set(mine) if checkpoint is True else set(checkpoint or ())
+    marked = _marked(checkpoint, schedule.n_stages)
     ways = _Ways(full, rank, net, skips)
     last = schedule.n_stages - 1
     stages = {
@@ -175,6 +175,19 @@ def _own_modules(rank: int, mine: Sequence[int], modules: Any) -> dict[int, nn.M
     return {stage: given[stage] for stage in mine}
 
 
+def _marked(checkpoint: bool | Collection[int], n_stages: int) -> set[int]:
+    """The stages that compute their forward again."""
+    if isinstance(checkpoint, bool):
+        return set(range(n_stages)) if checkpoint else set()
+    marked = set(checkpoint)
+    if not marked <= set(range(n_stages)):
+        raise PipelineError(
+            f"checkpoint={checkpoint!r}: True, or some of the stages 0 to {n_stages - 1}",
+            values={"checkpoint": checkpoint, "n_stages": n_stages},
+        )
+    return marked
+
+
 def _agree(
     rank: int, schedule: Schedule, net: Net, facts: Any, error: PpkitError | None, sharing: Sharing
 ) -> tuple[Skip, ...]:
@@ -205,7 +218,7 @@ class _Ways:
         self._schedule = schedule
         self._rank = rank
         self._net = net
-        self._numbers = count()
+        self._numbers = count(1)  # so that no message has torch's default tag, 0
         sends = (Op.SEND_F,), (Op.SEND_B,)
         pairs = {stage: self._route(stage, stage + 1, *sends) for stage in range(schedule.n_stages - 1)}
         self.onward = {stage: route for stage, route in pairs.items() if route is not None}

@@ -116,6 +116,8 @@ class Pipeline:
         Raises:
             PipelineError: the batch cannot be cut, a stage failed, or the loss is NaN; it names the action.
         """
+        if not torch.is_grad_enabled():
+            raise PipelineError("step trains: call it outside of torch.no_grad() and torch.inference_mode()")
         if self._failed is not None:
             raise PipelineError(f"this pipeline failed in an earlier step and cannot go on: {self._failed.message}")
         at: Action | str = "at the start of a step"
@@ -127,7 +129,8 @@ class Pipeline:
             return self._finish()
         except Exception as error:
             self._failed = self._explain(error, at)
-            raise self._failed from (None if isinstance(error, PpkitError) else error)
+            # With the frames of what failed, the line of the learner's module among them.
+            raise self._failed.with_traceback(error.__traceback__) from None
 
     def forget_shapes(self) -> None:
         """Agree anew on shapes, dtypes and who needs gradients in the next step; on all ranks.
@@ -182,6 +185,8 @@ class Pipeline:
         losses = tuple(self._losses[i].item() for i in range(len(self._losses)))
         if bad := [i for i, loss in enumerate(losses) if math.isnan(loss)]:
             raise PipelineError(f"the loss of micro-batch {bad[0]} is NaN; all losses: {losses}")
+        if not any(loss.requires_grad for loss in self._losses.values()):
+            raise PipelineError("no loss depends on a parameter that needs a gradient: nothing was trained")
         return StepResult(sum(share * loss for share, loss in zip(self._shares, losses, strict=True)), losses)
 
     # The operations
@@ -197,7 +202,7 @@ class Pipeline:
             outputs, value = outputs[:-1], outputs[-1]
             self._sent[skip, i] = skip.send(i, (value,))
         if self._stages[stage].loss_fn:
-            self._losses[i] = outputs[0].detach()
+            self._losses[i] = outputs[0]
         elif self._onward[stage].remote:
             self._outputs[stage, i] = outputs
         else:  # the next stage is on this rank too

@@ -13,7 +13,8 @@ from pipelines import KINDS, Case, difference, in_ranks, merged, one_process
 from torch import nn
 
 from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bubble_h1, zero_bubble_v
-from ppkit.errors import PpkitError, RankError
+from ppkit.emulate import Emulation
+from ppkit.errors import DeadlockError, PpkitError, RankError
 from ppkit.launch import launch
 from ppkit.runtime import Pipeline, PipelineError, shared_parameters
 from ppkit.schedule import Op, Schedule
@@ -234,6 +235,37 @@ def test_the_handshake_is_no_part_of_the_timeline() -> None:
     assert not [event for event in timeline if event.note]
 
 
+def test_an_emulated_checkpoint_costs_a_forward_more() -> None:
+    emulation = Emulation(forward=0.02, backward=0.03)
+    timeline = launch(in_ranks, [Case("mlp", zero_bubble_h1(2, 2), 4, (1,))], n_ranks=2, emulate=emulation, show=False)
+    shortest = {
+        (kind, rank): min(e.end - e.start for e in timeline.timeline.of_rank(rank) if e.kind == kind)
+        for kind in "FIW"
+        for rank in (0, 1)
+    }
+    assert shortest["I", 1] >= 0.015 + 0.02
+    assert min(shortest["I", 0], shortest["W", 0], shortest["W", 1]) >= 0.015
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_stages_on_a_gpu_that_ranks_share(checkpoint: bool) -> None:
+    """Messages go through the CPU, over gloo."""
+
+    def train(schedule: Schedule) -> list[torch.Tensor]:
+        torch.manual_seed(dist.get_rank())
+        module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).to("cuda", torch.float64)
+        pipe = _pipe(schedule, module, checkpoint=checkpoint)
+        for _ in range(2):
+            torch.manual_seed(dist.get_rank())
+            pipe.step(_batch(), _batch())
+        return [p.grad for p in module.parameters()]
+
+    runs = [launch(train, s, n_ranks=2, device="cuda", show=False).results for s in (one_f_one_b(2, 3), gpipe(2, 3))]
+    for one, other in zip(*runs, strict=True):
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(one, other, strict=True))
+
+
 # --- Mistakes ------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +306,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _step(module=_linear(seed=dist.get_rank()), shared=SHARING),
         "its values in stage 1 (weight) are not those in stage 0 (weight)",
     ),
+    "no such stage to checkpoint": (lambda: _step(checkpoint=(2,)), "True, or some of the stages 0 to 1"),
+    "without gradients": (lambda: torch.no_grad()(_step)(), "call it outside of torch.no_grad()"),
     "unknown shared": (lambda: _step(shared={"a": {0: "weight", 1: "wait"}}), "stage 1 has no parameter 'wait'"),
 }
 
@@ -316,6 +350,7 @@ FAILS: dict[str, tuple[Callable[[], Any], str]] = {
     "no loss": (lambda: _step(loss_fn=lambda y, t: 1.0), "it returned a float"),
     "NaN": (lambda: _step(loss_fn=lambda y, t: y.sum() * float("nan")), "the loss of micro-batch 0 is NaN"),
     "wrong shape": (lambda: _step(module=nn.Linear(4, 3)), "rank 1, 1F0: RuntimeError: mat1 and mat2 shapes"),
+    "nothing to train": (lambda: _step(module=nn.Linear(4, 4).requires_grad_(False)), "nothing was trained"),
     "wrong targets": (lambda: _step(targets=torch.ones(3, 4)), "targets have 3 samples for inputs of 4"),
     "no targets": (lambda: _step(targets=None), "targets must be a tensor [N, ...]"),
     "other shapes than agreed": (_changing, "stage 0 hands on float32 [2, 2]"),
@@ -329,6 +364,26 @@ def test_a_failure_names_rank_and_action(mistake: str) -> None:
         launch(make, show=False, timeout=30)
     assert message in str(caught.value)
     assert caught.value.original_type == PipelineError.__name__
+
+
+def test_a_failure_shows_the_line_of_the_module() -> None:
+    def broken(y: torch.Tensor) -> torch.Tensor:
+        return y @ torch.ones(3)  # this line
+
+    with pytest.raises(RankError, match="# this line"):
+        launch(lambda: _step(module=_Returns(broken)), show=False, timeout=30)
+
+
+def test_a_rank_that_does_not_take_part_is_found() -> None:
+    def alone() -> None:
+        pipe = _pipe(gpipe(2, 2), nn.Linear(4, 4))
+        if dist.get_rank() == 1:
+            pipe.step(targets=torch.ones(4, 4))  # this line
+        else:
+            dist.recv(torch.ones(1), 1)
+
+    with pytest.raises(DeadlockError, match=r"rank 1: waits in recv.*# this line"):
+        launch(alone, show=False, timeout=60)
 
 
 def test_a_pipeline_that_failed_stays_so() -> None:
