@@ -203,6 +203,28 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     assert max(max(rank) for rank in launch(twice, n_ranks=P, show=False).results) < 1e-12
 
 
+def plain_torch() -> list[str]:
+    """Zero bubble as a user of torch writes it, without the bridge."""
+    from torch.distributed.pipelining import PipelineStage
+    from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
+
+    rank = dist.get_rank()
+    modules = layers(4)
+    stages = [PipelineStage(modules[s], s, 4, torch.device("cpu")) for s in (rank, 3 - rank)]
+    x, y = batch()
+    pipe = ScheduleZBVZeroBubble(stages, M, loss_fn=nn.functional.mse_loss)
+    losses: list[torch.Tensor] = []
+    pipe.step(*((x,) if rank == 0 else ()), **({"target": y, "losses": losses} if rank == 0 else {}))
+    return [f"{loss.item():.6f}" for loss in losses]
+
+
+@pytest.mark.ranks
+def test_torchs_halves_of_a_backward_are_seen_without_the_bridge_too() -> None:
+    run = launch(plain_torch, n_ranks=P, show=False)
+    assert len(run.results[0]) == M
+    assert {"F", "I", "W"} <= {e.kind for e in run.timeline.events}
+
+
 # Text
 
 
