@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 from ppkit.errors import CostsError
-from ppkit.schedule import Op, Schedule
+from ppkit.schedule import Op, Schedule, check_count
 
 __all__ = ["Costs", "PerStage"]
 
@@ -138,6 +138,33 @@ class Costs:
         rate = self.bandwidth or math.inf
         return tuple(self.latency + size / rate if far else 0.0 for size, far in zip(sizes, over, strict=True))
 
+    def per_chunk(self, n_chunks: int) -> Costs:
+        """What a chunk costs where every stage is cut into so many equal ones, as interleaved schedules do.
+
+        A chunk takes its share of a stage's seconds and holds its share of the bytes, rounded up; a message stays
+        as large as it was, and so does what an F stores if ``stored_bytes`` is left out.
+
+        Args:
+            n_chunks: chunks a stage; 2 for ``zero_bubble_v``.
+
+        Raises:
+            CostsError: a parameter has one value for each stage: say yourself what each chunk takes.
+            ScheduleError: ``n_chunks`` is not a whole number of at least 1.
+        """
+        n = check_count("n_chunks", n_chunks)
+        shares: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                raise CostsError(
+                    f"per_chunk() cuts stages that cost the same, but {field.name} has a value for each of "
+                    f"{len(value)}: give Costs one for each of the {n * len(value)} chunks instead",
+                    values={field.name: value},
+                )
+            if value is not None and field.name not in _WHOLE:
+                shares[field.name] = math.ceil(value / n) if field.name.endswith("_bytes") else value / n
+        return replace(self, **shares)
+
     def _values(self, name: str, n_stages: int) -> tuple[float, ...]:
         value = getattr(self, name)
         if not isinstance(value, tuple):
@@ -149,6 +176,9 @@ class Costs:
             )
         return value
 
+
+# What a chunk has as much of as a whole stage.
+_WHOLE = ("latency", "bandwidth", "activation_bytes", "n_replicas")
 
 _ALWAYS = ("forward", "backward")  # what every simulation uses; the rest is shown where it is not the default
 

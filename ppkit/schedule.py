@@ -141,8 +141,8 @@ class Schedule:
 
         Args:
             comms: False: torch's ``compute_only`` format, a column for each tick, blank where the rank idles;
-                torch adds the communication. True: its ``compute_comms`` format, with every action of
-                ``with_comms()`` and no blanks.
+                torch adds the communication, ``REDUCE`` included. True: its ``compute_comms`` format, with every
+                action of ``with_comms()`` and no blanks.
         """
         rows: Sequence[Row] = self.with_comms().actions if comms else self.compute_only().ticks()
         cells = ([str(cell or "").replace("REDUCE", "REDUCE_GRAD") for cell in row] for row in rows)

@@ -331,6 +331,38 @@ def test_wrong_number_of_values_for_the_halves() -> None:
         simulate(gpipe(2, 2), Costs(backward=[1], input_grad=1, weight_grad=1))
 
 
+def test_a_chunk_costs_its_share() -> None:
+    costs = Costs(
+        forward=1,
+        backward=4,
+        latency=0.5,
+        bandwidth=10,
+        activation_bytes=7,
+        n_replicas=3,
+        reduce_seconds=6,
+        parameter_bytes=5,
+        stored_bytes=8,
+    )
+    assert costs.per_chunk(2) == Costs(
+        forward=0.5,
+        backward=2,
+        latency=0.5,
+        bandwidth=10,
+        activation_bytes=7,
+        n_replicas=3,
+        reduce_seconds=3,
+        parameter_bytes=3,  # 2.5, rounded up
+        stored_bytes=4,
+    )
+    split = Costs(input_grad=3, weight_grad=6).per_chunk(3)
+    assert (split.input_grad, split.weight_grad, split.gradient_bytes) == (1, 2, None)
+    assert costs.per_chunk(1) == costs
+    with pytest.raises(CostsError, match="forward has a value for each of 2: give Costs one for each of the 4 chunks"):
+        Costs(forward=[1, 2]).per_chunk(2)
+    with pytest.raises(ScheduleError, match="n_chunks must be a whole number, 1 or more; got 0"):
+        costs.per_chunk(0)
+
+
 def test_numbers_of_other_libraries() -> None:
     numpy = pytest.importorskip("numpy")
     costs = Costs(numpy.float32(1.5), numpy.array([1, 2]), latency=Fraction(1, 2))  # type: ignore[arg-type]
