@@ -1,0 +1,189 @@
+"""The hybrid: any pipeline schedule in each replica, gradients summed over the replicas while the rest computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ppkit.mesh import DP, PP, Mesh, MeshError
+from ppkit.runtime import Pipeline, StepResult
+from ppkit.schedule import Schedule
+from ppkit.shared import Sharing
+
+__all__ = ["Hybrid", "clip_grad_norm"]
+
+
+class Hybrid:
+    """Trains replicas of a pipeline: each has its rows of the batch, all end with the same gradients.
+
+    Every sample of the whole batch counts the same: the last stages agree on the batch's total weight, each
+    replica's loss is scaled by its share, and gradients are summed over the replicas, so that shards may be uneven.
+    The sum of a stage runs while other stages still compute: it starts at the schedule's REDUCE, after the stage's
+    last backward. All ranks construct it, and call `step`, together.
+
+    Args:
+        schedule: of one replica; a REDUCE for each stage is written in where it has none.
+        modules: this rank's stages, as for `Pipeline`; they begin with the weights of replica 0.
+        loss_fn: of the last stage's output and the target; the mean over a micro-batch.
+        n_replicas: dp; the ranks are ``n_replicas × schedule.n_ranks``, a replica's ranks in a row.
+        device, checkpoint: as for `Pipeline`.
+        shared: parameters that several stages hold, as for `Pipeline`; summed over the stages in each replica.
+        weigh: of a target, its weight in the loss; left out: the number of its samples.
+
+    Raises:
+        MeshError: the ranks do not fill the mesh.
+        PipelineError, ScheduleError: as for `Pipeline`.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        modules: Mapping[int, nn.Module] | Sequence[nn.Module],
+        loss_fn: Callable[..., Tensor],
+        n_replicas: int,
+        *,
+        device: torch.device | str | None = None,
+        checkpoint: bool | Collection[int] = False,
+        shared: Sharing | None = None,
+        weigh: Callable[[Any], float] | None = None,
+    ) -> None:
+        self.mesh = Mesh(n_replicas, schedule.n_ranks).on_ranks()
+        self._loss_fn, self._weigh, self._share = loss_fn, weigh, 1.0
+        mine = [stage for stage, rank in enumerate(schedule.stage_to_rank) if rank == self.mesh.stage]
+        self._modules = dict(modules) if isinstance(modules, Mapping) else dict(zip(mine, modules, strict=False))
+        self._shared = shared or {}
+        self._has_last = schedule.n_stages - 1 in mine
+        for module in self._modules.values():
+            self._same_start(module)
+        # A rank's stages may hold one and the same parameter: its gradient is complete after the last of them.
+        self._holders = Counter(id(w) for module in self._modules.values() for w in module.parameters())
+        self._open: Counter[int] = Counter()
+        self._pipeline = Pipeline(
+            schedule.with_reduce(),
+            modules,
+            self._scaled_loss,
+            group=self.mesh.group(PP),
+            device=device,
+            checkpoint=checkpoint,
+            reduce=self._reduce,
+            shared=shared,
+            weigh=weigh,
+        )
+
+    def step(self, inputs: Any = None, targets: Any = None) -> StepResult:
+        """One forward and backward of this replica's rows; gradients of the whole batch are added to `.grad`.
+
+        `.grad` must be empty or zero before: what is in it would be summed over the replicas again.
+
+        Args:
+            inputs: this replica's rows, on the rank of its first stage; see `shard`.
+            targets: likewise, on the rank of its last stage.
+
+        Returns:
+            on the ranks of the last stage: this replica's part of the loss, as a share of the whole batch's; the sum
+            over the replicas is the loss of the batch. None elsewhere.
+        """
+        if self._has_last:
+            mine = torch.tensor(float(self._weight_of(targets)), dtype=torch.float64, device=self._device_of())
+            total = mine.clone()
+            dist.all_reduce(total, group=self.mesh.group(DP))
+            self._share = (mine / total).item()
+        self._open = self._holders.copy()
+        return self._pipeline.step(inputs, targets)
+
+    def shard(self, batch: Tensor) -> Tensor:
+        """This replica's rows of a batch: contiguous parts whose sizes differ by at most 1.
+
+        Args:
+            batch: ``[N, ...]``, the same on every rank.
+        """
+        return batch.tensor_split(self.mesh.n_replicas)[self.mesh.replica]
+
+    def clip(self, max_norm: float) -> float:
+        """Scale all gradients down if the norm of the whole model's gradient is above a limit; gives that norm.
+
+        Args:
+            max_norm: the limit, above 0.
+        """
+        return clip_grad_norm(self._modules, max_norm, self.mesh.group(PP), self._shared)
+
+    def _weight_of(self, targets: Any) -> float:
+        if self._weigh is not None:
+            return self._weigh(targets)
+        first = targets[0] if isinstance(targets, (tuple, list)) else targets
+        return len(first)
+
+    def _scaled_loss(self, output: Any, target: Any) -> Tensor:
+        return self._loss_fn(output, target) * self._share
+
+    def _reduce(self, stage: int, module: nn.Module) -> _FlatSum | None:
+        self._open.subtract(id(w) for w in module.parameters())
+        grads = [w.grad for w in module.parameters() if w.grad is not None and not self._open[id(w)]]
+        return _FlatSum(grads, self.mesh.group(DP)) if grads and self.mesh.n_replicas > 1 else None
+
+    def _same_start(self, module: nn.Module) -> None:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), group=self.mesh.group(DP), group_src=0)
+
+    def _device_of(self) -> torch.device:
+        return next((w.device for module in self._modules.values() for w in module.parameters()), torch.device("cpu"))
+
+
+class _FlatSum:
+    """Gradients summed over a group in one all-reduce, which runs while the rank goes on."""
+
+    def __init__(self, grads: Sequence[Tensor], group: Any) -> None:
+        self._grads = grads
+        self._flat = torch.cat([grad.reshape(-1) for grad in grads])
+        self._work = dist.all_reduce(self._flat, group=group, async_op=True)
+
+    def wait(self) -> None:
+        """Put the sums in place of the gradients."""
+        self._work.wait()
+        for grad, total in zip(self._grads, self._flat.split([grad.numel() for grad in self._grads]), strict=True):
+            grad.copy_(total.view_as(grad))
+
+
+def clip_grad_norm(
+    modules: Mapping[int, nn.Module], max_norm: float, group: Any = None, shared: Sharing | None = None
+) -> float:
+    """Scale the gradients of a model in stages by its global norm, as torch's ``clip_grad_norm_`` in one process.
+
+    The squares are summed over the ranks of one pipeline. Replicas hold the same gradients and are not counted again,
+    nor is a shared parameter: the first stage that holds it counts it.
+
+    Args:
+        modules: this rank's stages, by index; their gradients complete and the same in all replicas.
+        max_norm: the limit, above 0.
+        group: the ranks of one pipeline; None for all ranks.
+        shared: as for `Pipeline`.
+
+    Returns:
+        the norm before.
+
+    Raises:
+        MeshError: the limit is not above 0.
+    """
+    if not max_norm > 0:
+        raise MeshError(f"max_norm is {max_norm}; it must be above 0", values={"max_norm": max_norm})
+    again = {(stage, name) for holders in (shared or {}).values() for stage, name in sorted(holders.items())[1:]}
+    every: dict[int, tuple[Tensor, bool]] = {}  # a rank's stages may hold one and the same parameter
+    for stage, module in sorted(modules.items()):
+        for name, w in module.named_parameters():
+            if w.grad is not None:
+                every.setdefault(id(w), (w.grad, (stage, name) not in again))
+    device = next((grad.device for grad, _ in every.values()), torch.device("cpu"))
+    squares = torch.zeros((), dtype=torch.float64, device=device)
+    for grad, counts in every.values():
+        if counts:
+            squares += grad.double().square().sum()
+    dist.all_reduce(squares, group=group)
+    norm = squares.sqrt().item()
+    for grad, _ in every.values():
+        grad.mul_(min(1.0, max_norm / (norm + 1e-6)))  # the same small number as torch's
+    return norm
