@@ -118,6 +118,8 @@ class Pipeline:
         """
         if not torch.is_grad_enabled():
             raise PipelineError("step trains: call it outside of torch.no_grad() and torch.inference_mode()")
+        if not self._stages:
+            return StepResult()
         if self._failed is not None:
             raise PipelineError(f"this pipeline failed in an earlier step and cannot go on: {self._failed.message}")
         at: Action | str = "at the start of a step"

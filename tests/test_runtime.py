@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
@@ -17,7 +18,7 @@ from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, PpkitError, RankError
 from ppkit.launch import launch
 from ppkit.runtime import Pipeline, PipelineError, shared_parameters
-from ppkit.schedule import Op, Schedule
+from ppkit.schedule import Action, Op, Schedule
 from ppkit.simulate import simulate
 
 pytestmark = pytest.mark.ranks
@@ -65,6 +66,51 @@ def test_loss_and_gradients_are_those_of_one_process(p: int) -> None:
 def test_every_combination_is_one_process(p: int, kind: str) -> None:
     cases = [Case(kind, schedule, 2 * m + ragged) for m in COUNTS for schedule in _schedules(p, m) for ragged in (0, 1)]
     _check(cases, p)
+
+
+def _random_schedule(seed: int, n_ranks: int) -> Schedule:
+    """Any order in which one device after another could run the actions, on stages that lie anywhere."""
+    choose = random.Random(seed)
+    n_stages, m = choose.randint(1, 5), choose.randint(1, 4)
+    ranks = tuple(choose.randrange(n_ranks) for _ in range(n_stages))
+    rows: list[list[Action]] = [[] for _ in range(n_ranks)]
+    waits: dict[Action, set[tuple[int, int, str]]] = {}
+    for stage in range(n_stages):
+        for i in range(m):
+            waits[Action(stage, Op.F, i)] = {(stage - 1, i, "F")} if stage else set()
+            back = {(stage, i, "F")} | ({(stage + 1, i, "back")} if stage < n_stages - 1 else set())
+            if choose.random() < 0.5:
+                waits[Action(stage, Op.B, i)] = back
+            else:
+                waits |= {Action(stage, Op.I, i): back, Action(stage, Op.W, i): {(stage, i, "back")}}
+    done: set[tuple[int, int, str]] = set()
+    while waits:
+        action = choose.choice([action for action, needs in waits.items() if needs <= done])
+        del waits[action]
+        rows[ranks[action.stage]].append(action)
+        done.add((action.stage, action.microbatch or 0, {Op.F: "F", Op.W: "W"}.get(action.op, "back")))
+    return Schedule(f"random {seed}", n_ranks, n_stages, m, tuple(map(tuple, rows)), ranks)
+
+
+def _random_cases(n_ranks: int, seeds: range) -> list[Case]:
+    kinds = cycle(EXACT)
+    schedules = [_random_schedule(seed, n_ranks) for seed in seeds]
+    return [
+        Case(next(kinds), s, s.n_microbatches + seed % 4, seed % 3 == 0)
+        for seed, s in zip(seeds, schedules, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_a_schedule_in_any_order_runs(p: int) -> None:
+    _check(_random_cases(p, range(16)), p)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_many_schedules_in_any_order_run(p: int) -> None:
+    _check(_random_cases(p, range(100, 300)), p)
 
 
 def test_shapes_may_change_from_step_to_step() -> None:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from ppkit.observe.fields import Row
     from ppkit.observe.recorder import Recorder
@@ -38,12 +36,13 @@ class Operations:
 
     @contextmanager
     def _record(self, to: Recorder, kind: str, stage: int, microbatch: int, again: bool) -> Iterator[None]:
+        from ppkit.observe.modules import settle  # which imports much
+
         start = time.perf_counter()
         to.in_backward = True  # what modules and autograd do in here is part of this operation
         try:
             yield
-            if to.on_gpu:  # it computes on while the clock is read
-                torch.cuda.current_stream().synchronize()
+            settle(to)
         finally:
             to.in_backward = False
         stated = to.stated(kind, stage)
