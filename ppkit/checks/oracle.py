@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-__all__ = ["Batch", "Pass", "Training", "build_stages", "run", "train"]
+__all__ = ["Batch", "Pass", "Training", "build_stages", "run", "train", "update"]
 
 Batch = tuple[Tensor, Tensor]  # inputs [N, D], classes [N]
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
@@ -120,14 +120,14 @@ def train(stages: Sequence[nn.Module], batches: Sequence[Batch], mistake: str = 
             for name, parameter in stage.named_parameters():
                 kept = parameter.grad if mistake == "G22" else None
                 parameter.grad = part.grads[name] if kept is None else kept + part.grads[name]
-                _update(parameter, velocities)
+                update(parameter, velocities)
         losses.append(loss)
         weights.append(tuple({n: p.detach().clone() for n, p in stage.named_parameters()} for stage in stages))
     return Training(tuple(losses), tuple(weights))
 
 
 @torch.no_grad()
-def _update(parameter: nn.Parameter, velocities: dict[nn.Parameter, Tensor]) -> None:
+def update(parameter: nn.Parameter, velocities: dict[nn.Parameter, Tensor]) -> None:
     """One step of SGD with momentum; `torch.optim` would import 800 modules into the notebook's process."""
     assert parameter.grad is not None  # set by the caller
     velocity = velocities.get(parameter, torch.zeros_like(parameter))

@@ -14,6 +14,7 @@ from ppkit.checks.judge import Unfinished, Verdict, Wrong
 from ppkit.checks.messages import Expected, explain_deadlock, explain_mismatch, explain_signal, require_messages
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT
+from ppkit.checks.mistakes.gpipe import G21, G23, G24
 from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, LaunchError, MismatchError, RankError
@@ -30,6 +31,8 @@ _RAISED = (
     (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02_SENT),
     (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
     (r"contiguous", N08),
+    (r"backward through the graph a second time", G24),
+    (r"modified by an inplace operation", G23),
     (r"grad can be implicitly created only for scalar outputs", N12),
     (r"(same|different) dtype|expected scalar type|but got (Float|Double)|same type", N07),
     (r"shapes cannot be multiplied|[Mm]ismatch in shape|size mismatch|must match the size", N06),
@@ -129,6 +132,8 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         mistake = ENDLESS
     elif error.kind == "exception":
         mistake = next((m for pattern, m in _RAISED if re.search(pattern, message)), EXCEPTION)
+        if mistake is G23 and any(event.kind == "OPTIM" for event in error.timeline or ()):
+            mistake = G21  # the weights were changed between a forward and its backward
         if mistake is N02_SENT and ("recv" in message or not expected.sends_back):
             mistake = EXCEPTION  # no gradient is sent there
     return Wrong(fact, mistake=mistake, timeline=error.timeline, output=error.output)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
 from ppkit.builders import naive
 from ppkit.checks.drivers import lab01 as ranks
-from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, graded, is_blank
+from ppkit.checks.estimates import Estimate, judge_estimates
+from ppkit.checks.judge import Passed, Unfinished, Wrong, graded, is_blank
 from ppkit.checks.messages import Expected
-from ppkit.checks.mistakes.general import ESTIMATE, MISSING_MESSAGE, SCHEDULE
+from ppkit.checks.mistakes.general import MISSING_MESSAGE, SCHEDULE
 from ppkit.checks.oracle import build_stages
 from ppkit.checks.reference.naive import train_step
 from ppkit.checks.trial import on_ranks
@@ -53,34 +53,11 @@ def check_schedule(schedule: Any) -> Passed:
 def check_estimates(busy_fraction: Any, bytes_per_step: Any) -> Passed:
     """Check two predictions for four ranks against a run: the busy part of the machine, and the bytes sent."""
     right = 1 - simulate(naive(4)).bubble_fraction
-    judged = [
-        _estimate("busy_fraction", busy_fraction, right, ""),
-        _estimate("bytes_per_step", bytes_per_step, float(_measured_bytes()), " bytes"),
+    estimates = [
+        Estimate("busy_fraction", busy_fraction, right),
+        Estimate("bytes_per_step", bytes_per_step, float(_measured_bytes()), " bytes"),
     ]
-    facts = [fact for fact, _ in judged]
-    points = 5.0 * sum(verdict is Passed for _, verdict in judged)
-    if any(verdict is Wrong for _, verdict in judged):
-        raise Wrong(*facts, mistake=ESTIMATE, points=points)
-    if any(verdict is Unfinished for _, verdict in judged):
-        raise Unfinished(*facts, points=points)
-    return Passed(*facts)
-
-
-def _estimate(name: str, value: Any, right: float, unit: str) -> tuple[str, type[Verdict]]:
-    if is_blank(value):
-        return f"`{name}` has no number yet.", Unfinished
-    try:
-        guess = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return f"`{name}` is no number: {value!r}.", Wrong
-    if math.isclose(guess, right, rel_tol=1e-3):
-        return f"`{name}`: {guess:g}{unit} is right.", Passed
-    if math.isnan(guess):
-        return f"`{name}` is no number: {value!r}.", Wrong
-    text = f"`{name}`: {guess:g}{unit} is too {'small' if guess < right else 'large'}."
-    if not unit and guess > 1:
-        text += " A fraction from 0 to 1 is asked, not a percentage."
-    return text, Wrong
+    return judge_estimates(estimates, 10)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,73 @@
+"""Judges predictions: numbers that a run or a simulation then gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, is_blank
+from ppkit.checks.mistakes import Mistake
+from ppkit.checks.mistakes.general import ESTIMATE
+
+__all__ = ["Estimate", "judge_estimates"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number to predict.
+
+    Attributes:
+        name: of the learner's variable.
+        value: the learner's.
+        right: what comes out.
+        unit: in words, with a space before it; "" for a fraction.
+        known: mistakes by the wrong number that they give.
+    """
+
+    name: str
+    value: Any
+    right: float
+    unit: str = ""
+    known: Mapping[float, Mistake] = field(default_factory=dict)
+
+    def judge(self) -> tuple[str, type[Verdict], Mistake]:
+        """What there is to say, the verdict, and the mistake that explains it."""
+        if is_blank(self.value):
+            return f"`{self.name}` has no number yet.", Unfinished, ESTIMATE
+        try:
+            guess = float(self.value)
+        except (TypeError, ValueError, RuntimeError):
+            guess = math.nan
+        if math.isnan(guess):
+            return f"`{self.name}` is no number: {self.value!r}.", Wrong, ESTIMATE
+        if math.isclose(guess, self.right, rel_tol=1e-3):
+            return f"`{self.name}`: {guess:g}{self.unit} is right.", Passed, ESTIMATE
+        text = f"`{self.name}`: {guess:g}{self.unit} is too {'small' if guess < self.right else 'large'}."
+        if not self.unit and guess > 1:
+            text += " A fraction from 0 to 1 is asked, not a percentage."
+        mistake = next((m for wrong, m in self.known.items() if math.isclose(guess, wrong, rel_tol=1e-3)), ESTIMATE)
+        return text, Wrong, mistake
+
+
+def judge_estimates(estimates: Sequence[Estimate], points: float) -> Passed:
+    """Judge predictions, each on its own.
+
+    Args:
+        estimates: that the task asks for.
+        points: for all of them; each right one earns its part.
+
+    Raises:
+        Wrong: one is wrong.
+        Unfinished: one is missing, and none is wrong.
+    """
+    judged = [estimate.judge() for estimate in estimates]
+    facts = [fact for fact, _, _ in judged]
+    earned = points * sum(verdict is Passed for _, verdict, _ in judged) / len(judged)
+    for _, verdict, mistake in judged:
+        if verdict is Wrong:
+            raise Wrong(*facts, mistake=mistake, points=earned)
+    if any(verdict is Unfinished for _, verdict, _ in judged):
+        raise Unfinished(*facts, points=earned)
+    return Passed(*facts)

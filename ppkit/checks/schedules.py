@@ -1,0 +1,58 @@
+"""Schedules that a learner's function makes: made on a rank, judged as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ppkit.checks.judge import Unfinished, Wrong
+from ppkit.checks.messages import Expected
+from ppkit.checks.mistakes.general import RETURNED, SCHEDULE
+from ppkit.checks.trial import on_ranks
+from ppkit.errors import ScheduleError
+from ppkit.schedule import Action, Op, Schedule
+
+__all__ = ["order_of", "run_builder"]
+
+
+def run_builder(
+    driver: Callable[..., Any],
+    builder: Any,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    stage_to_rank: Callable[[int, int], tuple[int, ...]] = lambda p, _m: tuple(range(p)),
+) -> list[Schedule]:
+    """Call a learner's builder for every size, on a rank, and return its schedules.
+
+    Args:
+        driver: calls it there, and returns plain lists of texts.
+        builder: the learner's.
+        sizes: numbers of ranks and of micro-batches.
+        stage_to_rank: which rank holds each stage, for a size.
+
+    Raises:
+        Unfinished: it returns nothing yet.
+        Wrong: one is no schedule, or cannot run.
+    """
+    trial = on_ranks(driver, builder, sizes, n_ranks=1, where="your function", expected=Expected(()))
+    schedules = []
+    for (p, m), rows in zip(sizes, trial.results[0], strict=True):
+        where = f"{p} stages, {m} micro-batches"
+        if rows is None:
+            raise Unfinished(f"{where}: your function returned None.")
+        if not isinstance(rows, list):
+            raise Wrong(
+                f"{where}: your function returned {rows}; it must return a list for each rank.", mistake=RETURNED
+            )
+        holders = stage_to_rank(p, m)
+        try:
+            schedule = Schedule(where, p, len(holders), m, tuple(rows), holders).validate()
+        except ScheduleError as error:
+            raise Wrong(error.message, mistake=SCHEDULE) from None
+        schedules.append(schedule.compute_only())
+    return schedules
+
+
+def order_of(row: Iterable[Action], op: Op) -> list[int]:
+    """The micro-batches of one operation, in a rank's order."""
+    return [action.microbatch for action in row if action.op is op and action.microbatch is not None]
