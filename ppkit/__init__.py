@@ -29,6 +29,7 @@ _HOME = {
     "gantt": "draw",
     "launch": "launch",
     "Run": "launch",
+    "Ranks": "launch",
     "Emulation": "emulate",
     "Link": "emulate",
     "PpkitError": "errors",
@@ -55,6 +56,7 @@ __all__ = [
     "gantt",
     "launch",
     "Run",
+    "Ranks",
     "Emulation",
     "Link",
     "PpkitError",
@@ -71,7 +73,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from ppkit.draw import gantt
     from ppkit.emulate import Emulation, Link
     from ppkit.errors import CheckFailed, DeadlockError, PpkitError, RankError, ScheduleError
-    from ppkit.launch import Run, launch
+    from ppkit.launch import Ranks, Run, launch
     from ppkit.schedule import Action, Op, Schedule
     from ppkit.simulate import Costs, simulate
     from ppkit.timeline import Event, Timeline

@@ -167,7 +167,7 @@ def _how_ranks_start() -> Finding:
 
 
 def _loopback() -> Finding:
-    from ppkit.launch.rank import LOOPBACK  # the one that the ranks are told to use
+    from ppkit.launch.preload import LOOPBACK  # the one that the ranks are told to use
 
     wanted = LOOPBACK.get(sys.platform)
     names = [name for _, name in socket.if_nameindex()]

@@ -11,7 +11,7 @@ import ppkit
 
 HEAVY = ("torch", "numpy", "plotly", "IPython", "cloudpickle")
 # What describes, simulates and draws stands above the line under which torch is loaded.
-WITHOUT_TORCH = [name for name in ppkit.__all__ if name not in ("launch", "Run", "Emulation", "Link")]
+WITHOUT_TORCH = [name for name in ppkit.__all__ if name not in ("launch", "Run", "Ranks", "Emulation", "Link")]
 
 
 def python(code: str) -> str:

@@ -80,14 +80,14 @@ def check_n_ranks(n_ranks: object) -> int:
         warnings.warn(
             f"{n_ranks} ranks on {cores} core{'s' * (cores > 1)}: each gets {cores / n_ranks:.2f} of a core, and "
             f"starting them alone takes seconds. Up to {max(16, 4 * cores)} ranks are comfortable here.",
-            stacklevel=4,
+            stacklevel=3,
         )
     available = available_bytes()
     if available is not None and n_ranks * _RANK_BYTES > available:
         warnings.warn(
             f"{n_ranks} ranks need some {n_ranks * _RANK_BYTES / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB "
             f"are free; use at most {max(1, available // _RANK_BYTES)}.",
-            stacklevel=4,
+            stacklevel=3,
         )
     return n_ranks
 

@@ -8,7 +8,9 @@ import linecache
 import shlex
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppkit.errors import LaunchError
@@ -78,9 +80,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("%%ranks", description=_HELP, add_help=False)
-    parser.add_argument("n_ranks", nargs="?", default="2", help="a number or a variable (default: 2)")
+    parser.add_argument("n_ranks", nargs="?", help="a number or a variable (default: 2)")
     parser.add_argument("--out", metavar="NAME", help="keep the Run, with the last line's values, in this variable")
     parser.add_argument("--timeline", action="store_true", help="draw what the ranks did")
+    parser.add_argument("--pool", metavar="NAME", help="a variable that holds ppkit.Ranks, to run on")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--timeout", metavar="SECONDS", help="end the run after this time")
     parser.add_argument("--emulate", metavar="NAME", help="a variable that holds a ppkit.Emulation")
@@ -90,12 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run_cell(shell: InteractiveShell, options: argparse.Namespace, cell: str) -> None:
     from IPython.display import display
 
-    from ppkit.launch import launch
-
-    run = launch(
+    run = _runner(shell, options)(
         body_of(shell, cell),
-        n_ranks=_value(shell, "the number of ranks", options.n_ranks),
-        device=options.device,
         timeout=None if options.timeout is None else _value(shell, "--timeout", options.timeout),
         emulate=None if options.emulate is None else _value(shell, "--emulate", options.emulate),
         returns=options.out is not None,
@@ -104,6 +103,21 @@ def _run_cell(shell: InteractiveShell, options: argparse.Namespace, cell: str) -
         shell.user_ns[options.out] = run
     if options.timeline:
         display(run.timeline)  # type: ignore[no-untyped-call]  # IPython's display has no types
+
+
+def _runner(shell: InteractiveShell, options: argparse.Namespace) -> Callable[..., Any]:
+    """Return what runs the cell: `launch`, or ranks that are kept."""
+    from ppkit.launch import Ranks, launch
+
+    n_ranks = 2 if options.n_ranks is None else _value(shell, "the number of ranks", options.n_ranks)
+    if options.pool is None:
+        return partial(launch, n_ranks=n_ranks, device=options.device)
+    pool = _value(shell, "--pool", options.pool)
+    if not isinstance(pool, Ranks):
+        raise LaunchError(f"%%ranks: --pool takes ppkit.Ranks; {options.pool} is {pool!r}")
+    if options.n_ranks is not None and n_ranks != pool.n_ranks:
+        raise LaunchError(f"%%ranks: {n_ranks} ranks, but {options.pool} has {pool.n_ranks}; leave the number out")
+    return pool.run
 
 
 def _value(shell: InteractiveShell, what: str, text: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import faulthandler
-import importlib.util
 import io
 import linecache
 import os
@@ -12,49 +11,24 @@ import pickle
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ppkit.emulate import Emulation
 from ppkit.launch.board import Board
 from ppkit.launch.packing import pack
+from ppkit.launch.preload import FOREVER, loopback, observation
 from ppkit.launch.reporter import Reporter
-from ppkit.observe import Undo, leave_alone, observing
+from ppkit.observe import leave_alone
 
 if TYPE_CHECKING:
-    from ppkit.observe.recorder import Recorder
+    from ppkit.launch.reset import Baseline
 
-# All that a training step touches for the first time is touched before the fork: imports would cost every
-# rank of every run up to seconds (`torch._dynamo` alone is some 820 modules).
-_PRELOAD = (
-    "torch",
-    "torch._dynamo",
-    "torch.distributed",
-    "torch.distributed.pipelining",
-    "torch.distributed.optim",
-    "torch.nn.parallel",
-    "torch.utils.checkpoint",
-    "torch.utils.data",
-    "torch.utils.data.distributed",
-    "ppkit.launch.store",
-    "ppkit.observe.messages",
-    "ppkit.observe.modules",
-    "ppkit.emulate",
-    "ppkit.models",
-    "ppkit.data",
-    "ppkit.builders",
-    "ppkit.simulate",
-    "pydoc_data.topics",
-)
-_PRELOAD_WHERE_THERE = ("torch.profiler._cupti_monitor",)  # not every release of torch has it
 RANK_MARK = "PPKIT_RANK"  # in the environment of every rank
-LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by the name that each system gives it
-_FOREVER = timedelta(days=7)  # gloo's own limit never ends a run; the watcher does, with a reason
 
 
 @dataclass(frozen=True)
@@ -72,6 +46,8 @@ class Plan:
         emulation: durations to emulate, or None.
         environment, directory, path: the notebook's, at the time of the launch.
         sources: lines of the cells that the function comes from.
+        store: file by which the ranks find each other.
+        kept: whether more runs may follow on the same processes.
     """
 
     n_ranks: int
@@ -86,87 +62,43 @@ class Plan:
     directory: str = "."
     path: tuple[str, ...] = ()
     sources: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    store: str = ""
+    kept: bool = False
 
 
-class _Observation:
-    """What `preload` has wrapped, for the one run that this process will live for."""
+class _Kept:
+    """What outlives a run on a rank that is kept; on others, what must live as long as the run."""
 
-    recorder: Recorder
-    undo: Undo
-
-
-_observation = _Observation()
-_stores: list[Any] = []  # torch keeps the C++ side of a store alone
+    plan: Plan | None = None
+    baseline: Baseline | None = None
+    store: Any = None  # torch keeps the C++ side of a store alone
 
 
-def preload() -> None:
-    """Import and touch, before any fork, what a training step needs."""
-    for name in _PRELOAD:
-        importlib.import_module(name)
-    for name in _PRELOAD_WHERE_THERE:
-        with suppress(ModuleNotFoundError):
-            importlib.import_module(name)
-    import torch
-
-    from ppkit.observe.recorder import Recorder
-
-    # First uses import modules and set up kernels too. Tiny tensors and one thread: no thread pool may exist
-    # at a fork. The graph stays on the CPU, which autograd walks in the calling thread.
-    torch.set_num_threads(1)
-    _train_a_little()
-    with suppress(AttributeError):  # `init_process_group` empties these caches; in a rank that would copy their pages
-        torch._dynamo.trace_rules.clear_lru_cache()
-    _observation.recorder = Recorder()
-    _observation.undo = observing(_observation.recorder)
-
-
-def _train_a_little() -> None:
-    import torch
-    from torch import nn
-
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4))
-    for optimizer in (
-        torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
-        torch.optim.Adam(model.parameters()),
-    ):
-        nn.functional.cross_entropy(model(torch.ones(2, 4)), torch.zeros(2, dtype=torch.int64)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    pickle.loads(pack(model.state_dict())[0])
-
-
-def rehearse() -> Iterator[None]:
-    """Do in a spare what every rank does first, so that the pages it writes to are its own when a run comes.
-
-    Nothing of it can be seen afterwards: the process group is a group of one and gone, seeds are set by each run.
-    """
-    import torch
-    from torch import distributed as dist
-    from torch._C import _distributed_c10d as c10d
-
-    yield
-    os.environ.update(_loopback())
-    store = c10d.HashStore()
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=_FOREVER)
-    cast(Any, dist.group.WORLD).allreduce([torch.ones(1)]).wait()  # not by a call that is observed
-    dist.destroy_process_group()
-    yield
-    # Modules and optimizers are observed, for nobody; CUDA must not be touched.
-    _observation.recorder.begin(0, 1, cast(Board, None), None, on_gpu=False)
-    _train_a_little()
+_kept = _Kept()
 
 
 def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
     """Be rank `rank` of the run described in `run_dir`, until the notebook says or signs off.
 
-    Sends ("result", pickle, events), or ("error", report), and answers ("report",) at any time.
+    Sends ("result", pickle, events), or ("error", report), and answers ("report",) at any time; "renew" and "run" let
+    it serve another run.
     """
-    _redirect_output(run_dir / f"output.{rank}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button signals the whole group; the notebook decides
+    reporter = Reporter(rank, control)
+    _run_once(rank, run_dir, reporter, lambda: _thread.start_new_thread(reporter.answer, ()))
+    while (order := reporter.order())[0] != "finish":  # stay, so that the other ranks' connections do
+        if order[0] == "renew":
+            reporter.renewed(_renew(rank, *order[1:]))
+        else:
+            _run_once(rank, Path(order[1]), reporter)
+    os._exit(0)
+
+
+def _run_once(rank: int, run_dir: Path, reporter: Reporter, begin: Callable[[], object] = lambda: None) -> None:
+    _redirect_output(run_dir / f"output.{rank}")
     faults = (run_dir / f"fault.{rank}").open("w")  # open as long as the process
     faulthandler.enable(faults)  # of all threads: an abort in gloo's own thread is about the learner's line
-    reporter = Reporter(rank, control)
-    _thread.start_new_thread(reporter.answer, ())  # `Thread.start` waits until it runs, with all cores taken
+    begin()  # not by `Thread.start`, which waits until it runs, with all cores taken
     try:
         plan: Plan = pickle.loads((run_dir / "plan").read_bytes())
         result = _call(rank, plan, run_dir, reporter)
@@ -182,15 +114,25 @@ def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
     else:
         reporter.succeed(data)
     _flush()
-    reporter.finished.wait()  # stay, so that the other ranks' connections do: the notebook says when to go
-    os._exit(0)
+
+
+def _renew(rank: int, store: str, keep_group: bool) -> str:
+    """Be as before the first run, and ready for the next; return why that cannot be, or ""."""
+    plan, baseline = _kept.plan, _kept.baseline
+    if plan is None or baseline is None:
+        return "it was not to be kept"
+    try:
+        baseline.restore()
+        _set_environment(rank, plan)
+        _leave_groups(keep_group)
+        _join(rank, plan, store)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
-    environment = plan.environment | _torchrun_variables(rank, plan)
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(dict(environment.items() - os.environ.items()))
+    _set_environment(rank, plan)
     with suppress(FileNotFoundError):
         os.chdir(plan.directory)
     sys.path[:] = plan.path
@@ -198,9 +140,18 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
         linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
 
     import torch
-    from torch import distributed as dist
-    from torch._C import _distributed_c10d as c10d
 
+    first = _kept.plan is None
+    _kept.plan = plan
+    if plan.observe:
+        observation.recorder.begin(rank, plan.n_ranks, Board(run_dir / "board", plan.n_ranks), plan.emulation)
+        reporter.recorder = observation.recorder
+    elif first:
+        leave_alone(observation.undo)
+    if plan.kept and first:
+        from ppkit.launch.reset import Baseline
+
+        _kept.baseline = Baseline()
     torch.set_num_threads(plan.threads)
     if plan.devices:
         torch.cuda.set_device(plan.devices[rank])
@@ -208,23 +159,50 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
     else:
         torch.default_generator.manual_seed(plan.seed)  # the other looks for every kind of device, for 5 ms
     random.seed(plan.seed)
-    if plan.observe:
-        _observation.recorder.begin(rank, plan.n_ranks, Board(run_dir / "board", plan.n_ranks), plan.emulation)
-        reporter.recorder = _observation.recorder
-    else:
-        leave_alone(_observation.undo)
-    from ppkit.launch.store import LogStore
-
     fn, args = pickle.loads((run_dir / "call").read_bytes())
-    # NCCL asks the store from threads of its own, which Python could keep waiting.
-    own = sys.platform != "win32" and plan.backend != "nccl"
-    store: Any = LogStore(run_dir / "store") if own else c10d.FileStore(str(run_dir / "store"), plan.n_ranks)
-    _stores.append(store)
-    # CPU tensors go over gloo on GPUs too, so that the same function runs on both.
-    backend = "cpu:gloo,cuda:nccl" if plan.backend == "nccl" else plan.backend
-    dist.init_process_group(backend, store=store, rank=rank, world_size=plan.n_ranks, timeout=_FOREVER)
+    _join(rank, plan, plan.store)
     result = fn(*args)
     return result if plan.returns else None
+
+
+def _join(rank: int, plan: Plan, path: str) -> None:
+    """Be in a process group with the other ranks; one that is there is kept."""
+    from torch import distributed as dist
+    from torch._C import _distributed_c10d as c10d
+
+    if dist.is_initialized():
+        return
+    # NCCL asks the store from threads of its own, which Python could keep waiting.
+    if sys.platform == "win32" or plan.backend == "nccl":
+        _kept.store = c10d.FileStore(path, plan.n_ranks)
+    else:
+        from ppkit.launch.store import LogStore
+
+        _kept.store = LogStore(Path(path))
+    # CPU tensors go over gloo on GPUs too, so that the same function runs on both.
+    backend = "cpu:gloo,cuda:nccl" if plan.backend == "nccl" else plan.backend
+    dist.init_process_group(backend, store=_kept.store, rank=rank, world_size=plan.n_ranks, timeout=FOREVER)
+
+
+def _leave_groups(keep_default: bool) -> None:
+    """Leave the groups that the learner has made, and the default one unless it is kept."""
+    from torch import distributed as dist
+
+    if not dist.is_initialized():
+        return  # the learner has left them all
+    if not keep_default:
+        dist.destroy_process_group()
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
+def _set_environment(rank: int, plan: Plan) -> None:
+    environment = plan.environment | _torchrun_variables(rank, plan)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(dict(environment.items() - os.environ.items()))
 
 
 def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
@@ -238,13 +216,7 @@ def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
     }
     if not plan.devices:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # so that `torch.cuda.is_available()` says what the run uses
-    return {name: str(value) for name, value in variables.items()} | _loopback()
-
-
-def _loopback() -> dict[str, str]:
-    """Let nothing listen where other machines, or their users, could reach it."""
-    name = LOOPBACK.get(sys.platform)
-    return dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), name) if name else {}
+    return {name: str(value) for name, value in variables.items()} | loopback()
 
 
 def _redirect_output(path: Path) -> None:

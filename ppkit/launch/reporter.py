@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
 import time
@@ -29,20 +30,30 @@ class Reporter:
         self._control = control
         self._lock = threading.Lock()
         self.recorder: Any = None
-        self.finished = threading.Event()
+        self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
 
     def answer(self) -> None:
-        """Answer until told to finish; end the process at once when nobody is left to answer."""
+        """Answer, and pass orders on; end the process at once when nobody is left to answer."""
         while True:
             try:
                 message = self._control.recv()
             except (EOFError, OSError):
                 os._exit(1)
-            if message == ("finish",):
-                self.finished.set()
-                return
+            if message != ("report",):
+                self._orders.put(message)
+                if message == ("finish",):
+                    return
+                continue
             main = sys._current_frames().get(threading.main_thread().ident or 0)
             self._send(("report", self._pending(), learner_frames(main), self._events()))
+
+    def order(self) -> tuple[Any, ...]:
+        """Return what to do next: ("finish",), ("renew", store) or ("run", run_dir), once the notebook says so."""
+        return self._orders.get()
+
+    def renewed(self, problem: str) -> None:
+        """Say that the next run may come, or why not."""
+        self._send(("renewed", problem))
 
     def succeed(self, data: bytes) -> None:
         """Send the packed result and the events."""

@@ -14,11 +14,11 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 # The whole exchange. Notebook -> server: ("fork", run_dir) with one descriptor a rank, or ("kill", run_dir).
 # Server -> notebook: ("ready",) once, then ("forked", run_dir), ("exited", run_dir, rank, status, when) and
@@ -31,14 +31,16 @@ _SPARE_SECONDS = 600.0  # after which spares that nobody needed give their memor
 SERVER_NAME, SPARE_NAME, RANK_NAME = "ppkit server", "ppkit spare", "ppkit rank"  # as `ps` shows them
 
 
-class Life(Protocol):
-    """What a forked process does."""
+class Life(NamedTuple):
+    """What a forked process does.
 
-    def rehearse(self) -> Iterator[None]:
-        """Do as a spare, before there is a run, what every rank does first; it may be left after each step."""
+    Attributes:
+        rehearse: does in a spare, before there is a run, what every rank does first; it may be left after each step.
+        run_rank: is a rank; takes its number, the folder of the run, and its control channel.
+    """
 
-    def run_rank(self, rank: int, run_dir: Path, control: Connection) -> None:
-        """Be a rank of the run in `run_dir`."""
+    rehearse: Callable[[], Iterator[None]]
+    run_rank: Callable[[int, Path, Connection], None]
 
 
 class Spare(NamedTuple):
@@ -296,13 +298,14 @@ def main(fd: int, lifeline: int, folders: str) -> None:
     die_with(lifeline)
     sock = socket.socket(fileno=fd)
     try:
-        from ppkit.launch import rank
+        from ppkit.launch.preload import preload, rehearse
+        from ppkit.launch.rank import run_rank
 
-        rank.preload()
+        preload()
     except BaseException:
         send_with_fds(sock, ("failed", traceback.format_exc()), [])
         sys.exit(1)
     gc.collect()
     gc.freeze()  # a collection in a rank would otherwise copy every page that the fork shares
     os.close(lifeline)  # from here on the socket's end is seen
-    ForkServer(sock, folders, rank).serve()
+    ForkServer(sock, folders, Life(rehearse, run_rank)).serve()

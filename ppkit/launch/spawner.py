@@ -85,7 +85,8 @@ class SpawnStarter:
 
 def spawned() -> None:
     """Be a rank in an interpreter of its own; what to be comes on standard input."""
-    from ppkit.launch.rank import preload, run_rank
+    from ppkit.launch.preload import preload
+    from ppkit.launch.rank import run_rank
 
     rank, run_dir, address, key = sys.stdin.read().splitlines()
     control = Client(address, authkey=bytes.fromhex(key))
