@@ -90,9 +90,7 @@ CHEATS = {
     ),
     "the notebook exits before its end": Cheat(before="import sys\nprint('100 points')\nsys.exit(0)"),
     "a rank exits as if all were well": Cheat(
-        {
-            "task-6": "def train_step(*_):\n    import os\n    print('passed, 25 of 25', flush=True)\n    os._exit(0)"
-        }
+        {"task-6": "def train_step(*_):\n    import os\n    print('passed, 25 of 25', flush=True)\n    os._exit(0)"}
     ),
     "every exception is swallowed": Cheat(
         {
