@@ -63,7 +63,7 @@ class Layout:
 def lay_out(
     schedule: Schedule,
     modules: Mapping[int, nn.Module] | Sequence[nn.Module],
-    loss_fn: Callable[..., Tensor],
+    loss_fn: Callable[..., Tensor] | None,
     group: Any,
     device: torch.device | str | None,
     checkpoint: bool | Collection[int],
@@ -79,6 +79,8 @@ def lay_out(
     facts, error, full = None, None, schedule
     own: dict[int, nn.Module] = {}
     try:
+        if loss_fn is None and not schedule.forward_only:
+            raise PipelineError("loss_fn is None, but the schedule trains: give a function of output and target")
         full = schedule.with_comms().validate()
         own = _own_modules(rank, mine, modules)
         facts = (
@@ -97,8 +99,8 @@ def lay_out(
         index: Stage(
             index,
             module,
-            loss_fn if index == last else None,
-            checkpoint=index in marked,
+            loss_fn if index == last and not schedule.forward_only else None,
+            checkpoint=index in marked and not schedule.forward_only,
             skips_in=[skip.name for skip in skips if skip.target == index],
             skips_out=[skip.name for skip in skips if skip.source == index],
             device=at,

@@ -32,14 +32,16 @@ class StepResult:
     Attributes:
         loss: the mean over the batch.
         losses: the mean over each micro-batch.
+        output: of a schedule that is forward only, what the last stage made of the batch.
     """
 
     loss: float | None = None
     losses: tuple[float, ...] | None = None
+    output: Any = None
 
 
 class Pipeline:
-    """Trains a model whose stages lie on several ranks, as a schedule says.
+    """Trains a model whose stages lie on several ranks, as a schedule says; or evaluates it, by one without backward.
 
     All ranks of the group construct it, and call `step`, together.
 
@@ -47,7 +49,8 @@ class Pipeline:
         schedule: what every rank does, with or without its messages.
         modules: this rank's stages: by index, or in order. Each is called with what the one before returns, a tensor
             or a tuple of tensors.
-        loss_fn: of the last stage's output and the target; the mean over a micro-batch.
+        loss_fn: of the last stage's output and the target; the mean over a micro-batch. A schedule that is forward
+            only needs none.
         group: of as many ranks as the schedule has; None for all ranks.
         device: where the stages compute; left out: where their parameters are. Tensors go between ranks from there
             over NCCL, else as copies on the CPU.
@@ -69,7 +72,7 @@ class Pipeline:
         self,
         schedule: Schedule,
         modules: Mapping[int, nn.Module] | Sequence[nn.Module],
-        loss_fn: Callable[..., Tensor],
+        loss_fn: Callable[..., Tensor] | None,
         *,
         group: Any = None,
         device: torch.device | str | None = None,
@@ -81,6 +84,8 @@ class Pipeline:
         self._layout = lay_out(schedule, modules, loss_fn, group, device, checkpoint, shared or {})
         self._has_first = 0 in self._layout.stages
         self._has_last = schedule.n_stages - 1 in self._layout.stages
+        self._trains = not schedule.forward_only
+        self._loss_fn = loss_fn
         self._reduce_fn = reduce
         self._weigh = weigh
         self._signature: object = None  # of the last step's inputs, on the first stage's rank
@@ -116,7 +121,7 @@ class Pipeline:
         Raises:
             PipelineError: the batch cannot be cut, a stage failed, or the loss is NaN; it names the action.
         """
-        if not torch.is_grad_enabled():
+        if self._trains and not torch.is_grad_enabled():
             raise PipelineError("step trains: call it outside of torch.no_grad() and torch.inference_mode()")
         if not self._stages:
             return StepResult()
@@ -125,10 +130,11 @@ class Pipeline:
         at: Action | str = "at the start of a step"
         try:
             self._begin(inputs, targets)
-            for at in self._layout.actions:
-                self._do[at.op](at.stage, at.microbatch or 0)
+            with torch.set_grad_enabled(self._trains):
+                for at in self._layout.actions:
+                    self._do[at.op](at.stage, at.microbatch or 0)
             at = "at the end of a step"
-            return self._finish()
+            return self._finish() if self._trains else self._evaluated(targets)
         except Exception as error:
             self._failed = self._explain(error, at)
             # With the frames of what failed, the line of the learner's module among them.
@@ -166,7 +172,7 @@ class Pipeline:
             )
         if self._has_first:
             self._inputs = {(0, i): part for i, part in enumerate(cut(inputs, m, device))}
-        if self._has_last:
+        if self._has_last and self._trains:
             n_samples("targets", targets, expected=n)
             parts = cut(targets, m, device)
             self._targets = parts if isinstance(targets, (tuple, list)) else [part for (part,) in parts]
@@ -175,10 +181,20 @@ class Pipeline:
         for route in self._layout.routes:
             route.begin(changed)
 
+    def _evaluated(self, targets: Any) -> StepResult:
+        self._wait_for_all()
+        if not self._has_last:
+            return StepResult()
+        parts = [self._outputs[max(self._stages), i] for i in range(self._layout.n_microbatches)]
+        tensors = tuple(map(torch.cat, zip(*parts, strict=True)))
+        output = tensors if len(tensors) > 1 else tensors[0]
+        if targets is None or self._loss_fn is None:
+            return StepResult(output=output)
+        with torch.no_grad():
+            return StepResult(self._loss_fn(output, targets).item(), output=output)
+
     def _finish(self) -> StepResult:
-        for key in list(self._sent):
-            self._wait_for(key)
-        self._layout.header.finish()
+        self._wait_for_all()
         for work in self._reductions:
             work.wait()
         self._layout.shared.add_up()
@@ -198,14 +214,14 @@ class Pipeline:
         for skip in self._skips_into[stage]:
             inputs += skip.receive(i)
         target = self._targets[i] if self._stages[stage].loss_fn else None
-        with self._operations.run("F", stage, i):
+        with self._operations.run("F", stage, i, keeps=self._trains):
             outputs = self._stages[stage].forward(i, inputs, target)
         for skip in reversed(self._skips_from[stage]):
             outputs, value = outputs[:-1], outputs[-1]
             self._sent[skip, i] = skip.send(i, (value,))
         if self._stages[stage].loss_fn:
             self._losses[i] = outputs[0]
-        elif self._onward[stage].remote:
+        elif stage not in self._onward or self._onward[stage].remote:
             self._outputs[stage, i] = outputs
         else:  # the next stage is on this rank too
             self._inputs[stage + 1, i] = outputs
@@ -269,6 +285,11 @@ class Pipeline:
             self._input_grads[stage, i] = gradients
         else:
             self._output_grads[stage - 1, i] = gradients
+
+    def _wait_for_all(self) -> None:
+        for key in list(self._sent):
+            self._wait_for(key)
+        self._layout.header.finish()
 
     def _wait_for_delivered(self, op: Op, stage: int, i: int) -> None:
         """Let go of buffers: what the sender of this message must have received before has arrived for sure."""

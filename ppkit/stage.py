@@ -90,10 +90,14 @@ class Stage:
     def forward(self, microbatch: int, inputs: Tensors, target: Any = None) -> Tensors:
         """Compute, and keep what the backward needs.
 
+        Where gradients are off, nothing is kept.
+
         Returns:
             leaves without history that need a gradient where a later stage must send one back.
         """
         state = None
+        if not torch.is_grad_enabled():
+            return self._call(inputs, target)
         if self.checkpoint:
             state = self._random_state()
             with torch.no_grad():

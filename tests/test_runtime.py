@@ -17,6 +17,7 @@ from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bub
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, PpkitError, RankError
 from ppkit.launch import launch
+from ppkit.models import split
 from ppkit.runtime import Pipeline, PipelineError, shared_parameters
 from ppkit.schedule import Action, Op, Schedule
 from ppkit.simulate import simulate
@@ -151,6 +152,27 @@ def test_a_schedule_may_say_itself_when_to_send_and_receive() -> None:
 def test_stages_may_lie_anywhere_in_any_order() -> None:
     rows = ("0F1 0F0 3F0 3F1 3I1 3B0 0B0 3W1 0B1", "1F1 1F0 2F0 2F1 2B0 2I1 1B0 2W1 1I1 1W1")
     _check([Case(kind, Schedule("odd", 2, 4, 2, rows, (0, 1, 1, 0)), 5) for kind in EXACT], 2)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "tuples", "skips", "dropout"])
+@pytest.mark.parametrize("schedule", [gpipe(2, 3), zero_bubble_v(2, 3)], ids=lambda s: s.name)
+def test_a_schedule_without_backward_evaluates(schedule: Schedule, kind: str) -> None:
+    def evaluate() -> tuple[float | None, torch.Tensor | None]:
+        stages = split(KINDS[kind].build().eval(), schedule.n_stages, by="layers")
+        mine = {s: stages[s] for s, owner in enumerate(schedule.stage_to_rank) if owner == dist.get_rank()}
+        pipe = Pipeline(schedule.forward_part(), mine, KINDS[kind].loss_fn, checkpoint=True)
+        pipe.step(KINDS[kind].inputs(8))
+        result = pipe.step(KINDS[kind].inputs(7), KINDS[kind].targets(7))
+        assert all(p.grad is None for module in mine.values() for p in module.parameters())
+        return result.loss, result.output
+
+    run = launch(evaluate, n_ranks=2, show=False)
+    inputs, model = KINDS[kind].inputs(7), KINDS[kind].build().eval()
+    output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    loss, found = run.results[schedule.stage_to_rank[-1]]
+    assert torch.allclose(found, output, rtol=0, atol=1e-12)
+    assert loss == pytest.approx(KINDS[kind].loss_fn(output, KINDS[kind].targets(7)).item(), abs=1e-12)
+    assert run.timeline.peak_in_flight == simulate(schedule.forward_part()).peak_in_flight
 
 
 def test_one_rank_needs_no_process_group() -> None:
@@ -352,6 +374,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _step(module=_linear(seed=dist.get_rank()), shared=SHARING),
         "its values in stage 1 (weight) are not those in stage 0 (weight)",
     ),
+    "no loss function": (lambda: _step(loss_fn=None), "loss_fn is None, but the schedule trains"),
     "no such stage to checkpoint": (lambda: _step(checkpoint=(2,)), "True, or some of the stages 0 to 1"),
     "without gradients": (lambda: torch.no_grad()(_step)(), "call it outside of torch.no_grad()"),
     "unknown shared": (lambda: _step(shared={"a": {0: "weight", 1: "wait"}}), "stage 1 has no parameter 'wait'"),

@@ -23,7 +23,9 @@ class Operations:
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], Row] = {}  # forwards whose activations are not freed yet
 
-    def run(self, kind: str, stage: int, microbatch: int, *, again: bool = False) -> AbstractContextManager[None]:
+    def run(
+        self, kind: str, stage: int, microbatch: int, *, again: bool = False, keeps: bool = True
+    ) -> AbstractContextManager[None]:
         """Record what happens inside as one F, B, I or W, and nothing else that happens in it.
 
         Args:
@@ -31,11 +33,12 @@ class Operations:
             stage: index of the stage.
             microbatch: index of the micro-batch.
             again: the forward is computed once more in it, from its checkpoint.
+            keeps: of an F: it keeps activations for a backward.
         """
-        return _NOTHING if recorder is None else self._record(recorder, kind, stage, microbatch, again)
+        return _NOTHING if recorder is None else self._record(recorder, kind, stage, microbatch, again, keeps)
 
     @contextmanager
-    def _record(self, to: Recorder, kind: str, stage: int, microbatch: int, again: bool) -> Iterator[None]:
+    def _record(self, to: Recorder, kind: str, stage: int, microbatch: int, again: bool, keeps: bool) -> Iterator[None]:
         from ppkit.observe.modules import settle  # which imports much
 
         start = time.perf_counter()
@@ -50,7 +53,9 @@ class Operations:
             stated += to.stated("F", stage) or 0.0
         name = _NAMES[kind] + (", forward again" if again else "")
         row = to.compute(kind, start, stage, microbatch, stated, name)
-        if kind == "F":
+        if not keeps:
+            row.held_until = row.end
+        elif kind == "F":
             self._held[stage, microbatch] = row
         elif kind != "W":
             self._held.pop((stage, microbatch)).held_until = row.end
