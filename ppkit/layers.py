@@ -1,7 +1,8 @@
-"""The transformers' layers: attention, embeddings, encoder and decoder layers, pre-norm, in plain PyTorch."""
+"""The models' layers: the transformers', pre-norm, and the U-Net's, in plain PyTorch."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -181,3 +182,17 @@ class LastDecoderLayer(DecoderLayer):
         _, hidden, _ = super().forward(memory, hidden, mask)
         logits: Tensor = self.head(hidden)
         return logits
+
+
+def convolutions(n_inputs: int, n_outputs: int) -> nn.Sequential:
+    """Two 3×3 convolutions, each with a ReLU: images ``[N, n_inputs, H, W]`` to ``[N, n_outputs, H, W]``."""
+    layers = [nn.Conv2d(channels, n_outputs, 3, padding=1) for channels in (n_inputs, n_outputs)]
+    for layer in layers:  # so that ten layers in a row neither swell nor fade (He et al., arXiv 1502.01852)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        layer.bias.data.zero_()  # type: ignore[union-attr]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+
+
+def join_channels(x: Tensor, skip: Tensor) -> Tensor:
+    """The channels of two images of the same size, one behind the other."""
+    return torch.cat([x, skip], dim=1)

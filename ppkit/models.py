@@ -1,4 +1,4 @@
-"""Small real models that can be cut in stages: an MLP, a language model and an encoder–decoder."""
+"""Small real models that can be cut in stages: an MLP, a language model, an encoder–decoder and a U-Net."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from ppkit.layers import (
     LastDecoderLayer,
     ModelError,
     check_sizes,
+    convolutions,
+    join_channels,
 )
 from ppkit.partition import equal_sizes, partition
+from ppkit.skips import Pop, Stash
 
 __all__ = [
     "mlp",
     "TransformerLM",
     "EncoderDecoder",
     "greedy_decode",
+    "unet",
     "Blocks",
     "split",
     "n_parameters",
@@ -98,6 +102,38 @@ def mlp(
         widths = [n_inputs, *[width] * (n_layers - 1)]
         hidden = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
         return nn.Sequential(*hidden, nn.Linear(widths[-1], n_outputs)).to(dtype)
+
+
+def unet(width: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """A small U-Net for 8×8 images: ``[N, 1, 8, 8]`` to ``[N, 1, 8, 8]``, such as noisy digits to clean ones.
+
+    Down twice, up twice; on the way up each size meets its own image from the way down, over a skip connection
+    (Ronneberger et al., arXiv 1505.04597)::
+
+        block 0   8×8  width      ── skip "large" ──►  block 4   8×8  width, then one channel
+        block 1   4×4  2 × width  ── skip "small" ──►  block 3   4×4  2 × width
+        block 2                   2×2  4 × width
+
+    Args:
+        width: channels at full size.
+        seed: of the initial weights; the caller's random numbers are left as they are.
+        dtype: of the parameters; in float64 they are the float32 ones, exactly.
+
+    Returns:
+        five blocks; a split may cut between any two, and `ppkit.skips` carries the skips over.
+
+    Raises:
+        ModelError: a width below 1.
+    """
+    check_sizes(width=width)
+    with _seeded(seed):
+        return nn.Sequential(
+            nn.Sequential(convolutions(1, width), Stash("large")),
+            nn.Sequential(nn.MaxPool2d(2), convolutions(width, 2 * width), Stash("small")),
+            nn.Sequential(nn.MaxPool2d(2), convolutions(2 * width, 4 * width), nn.Upsample(scale_factor=2)),
+            nn.Sequential(Pop("small", join_channels), convolutions(6 * width, 2 * width), nn.Upsample(scale_factor=2)),
+            nn.Sequential(Pop("large", join_channels), convolutions(3 * width, width), nn.Conv2d(width, 1, 1)),
+        ).to(dtype)
 
 
 class TransformerLM(Blocks):

@@ -14,6 +14,7 @@ from torch import nn
 
 from ppkit import data, models
 from ppkit.errors import PpkitError
+from ppkit.skips import match_skips
 
 F64 = torch.float64
 
@@ -444,3 +445,37 @@ def test_greedy_decoding_pads_after_the_end_and_stops_early():
     written = models.greedy_decode(Parrot(), sources, 9)
     assert written.tolist() == [[5, 6, 2], [8, 2, 0]]
     assert models.greedy_decode(Parrot(), sources, 1).tolist() == [[5], [8]]
+
+
+# --- the U-Net
+
+
+def test_the_unet_gives_an_image_and_uses_its_skips():
+    model = models.unet(width=4, dtype=F64)
+    images = data.digits("train", F64, n_images=3)[0].view(3, 1, 8, 8).requires_grad_()
+    output = model(images)
+    assert output.shape == images.shape
+    assert [skip[1:] for skip in match_skips(list(model))] == [(0, 4), (1, 3)]
+    output.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    # The centre of a 2×2 image at the bottom knows no single pixel: only the skip can tell one from its neighbour.
+    with torch.no_grad():
+        for parameter in model[2].parameters():
+            parameter.zero_()
+    assert not torch.allclose(model(images), model(images.roll(1, dims=3)))
+
+
+def test_the_unet_learns_to_clean_digits():
+    torch.manual_seed(0)
+    clean = data.digits("train", n_images=64)[0].view(-1, 1, 8, 8)
+    noisy = clean + 0.3 * torch.randn_like(clean)
+    model = models.unet(width=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(noisy), clean)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < F.mse_loss(noisy, clean) / 2
