@@ -104,7 +104,8 @@ class RankError(PpkitError, RuntimeError):
         others: what the other ranks reported, by rank; mostly consequences of the first failure.
         details: ``stage``, ``action`` and ``values``, as for `PpkitError`.
 
-    Its ``timeline`` holds what the ranks did up to the failure, its ``output`` what each of them printed.
+    Its ``timeline`` holds what the ranks did up to the failure, its ``output`` what each of them printed, and its
+    ``warnings`` what ``Run.warnings`` would.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class RankError(PpkitError, RuntimeError):
         self.others = dict(others or {})
         self.timeline: Timeline | None = None
         self.output: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
 
 
 class DeadlockError(RankError):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ppkit.errors import MismatchError, RankError
 from ppkit.launch import launch
-from ppkit.launch.board import Board, Stamp
+from ppkit.launch.board import Board
 from ppkit.observe.agreement import details_of, fits
 
 pytestmark = pytest.mark.ranks
@@ -63,15 +63,15 @@ def test_what_cannot_be_compared_fits() -> None:
 
 def test_a_stamp_that_is_written_over_is_not_found(tmp_path: Any) -> None:
     board = Board(tmp_path / "board", 2)
-    stamp = Stamp(1.0, 0, details_of("send", torch.empty(2)))
-    board.post_send((0, 1, 0, 0, 0), stamp)
+    stamp = (1.0, 0, details_of("send", torch.empty(2)))
+    board.post_send(0, 1, 0, 0, 0, stamp)
     assert board.send(0, 1, 0, 0, 0) == stamp
     assert board.send(0, 1, 0, 0, 1) is None
     assert board.send(0, 1, 1, 0, 0) is None
     assert board.send(0, 1, 0, 7, 0) is None
     assert board.send(1, 0, 0, 0, 0) is None
     for number in range(1, 5000):
-        board.post_send((0, 1, 0, 0, number), stamp)
+        board.post_send(0, 1, 0, 0, number, stamp)
     assert board.send(0, 1, 0, 0, 0) is None
     assert board.send(0, 1, 0, 0, 4999) == stamp
     board.close()
@@ -286,10 +286,12 @@ def _everything() -> float:
     if rank == 0:
         for _ in range(n - 1):
             dist.recv(torch.empty(4))
+        dist.barrier()
         dist.recv(torch.empty(5), 1)  # the second one of rank 1, although the first came from "anyone"
         dist.send(torch.ones(3), 1)
     else:
         dist.send(torch.ones(4), 0)
+        dist.barrier()
         if rank == 1:
             dist.send(torch.ones(5), 0)
             dist.recv(torch.empty(3), 0)

@@ -14,18 +14,21 @@ from ppkit.launch.frames import Frame
 
 _STATE = struct.Struct("<Qd")  # progress count, start of the pending call (0.0: none pending)
 _STATE_SIZE = 64  # one cache line a rank
-# A stamp tells of one call: tag, group, time, site, name, dtype, number of dimensions, reduction, root, six sizes.
+# A stamp tells of one call: tag, group, time, site; name, dtype, number of dimensions, reduction, root, six sizes.
 # Its number among the calls of that tag and group, from 1, is written last: only then it counts.
-_STAMP = struct.Struct("<qIdIBBBBi6IQ")
+_HEAD = struct.Struct("<qIdI")
+DETAILS = struct.Struct("<BBBBi6I")
 _NUMBER = struct.Struct("<Q")
-_NUMBER_AT = _STAMP.size - _NUMBER.size
+_DETAILS_AT = _HEAD.size
+_NUMBER_AT = _DETAILS_AT + DETAILS.size
+_STAMP_SIZE = _NUMBER_AT + _NUMBER.size  # 64, a cache line
 _SENT, _EXPECTED, _JOINED = 2048, 1024, 1024  # stamps kept per link and per rank; gloo holds far fewer in flight
-_LINK_SIZE = (_SENT + _EXPECTED) * _STAMP.size
-_RANK_SIZE = _JOINED * _STAMP.size
+_LINK_SIZE = (_SENT + _EXPECTED) * _STAMP_SIZE
+_RANK_SIZE = _JOINED * _STAMP_SIZE
 _STRIDE = 67  # slots between two tags, so that neither tags nor numbers in flight at once share one
 
-Details = tuple[int, ...]
-"""What both ends of a message, and all ranks of a collective, must agree on, as `_STAMP` holds it."""
+Details = bytes
+"""What both ends of a message, and all ranks of a collective, must agree on, packed by `DETAILS`."""
 
 
 class RankState(NamedTuple):
@@ -40,18 +43,8 @@ class RankState(NamedTuple):
     waiting_since: float | None
 
 
-class Stamp(NamedTuple):
-    """One call of one rank.
-
-    Attributes:
-        time: of a send; 0.0 for other calls.
-        site: number of the learner's line in the rank's list.
-        details: see `Details`.
-    """
-
-    time: float
-    site: int
-    details: Details
+Stamp = tuple[float, int, Details]
+"""One call of one rank: the time of a send (0.0 for other calls), the number of the learner's line, the details."""
 
 
 class Board:
@@ -75,6 +68,7 @@ class Board:
             self._map = mmap.mmap(fd, size)
         finally:
             os.close(fd)
+        self._links = n_ranks * (_STATE_SIZE + _RANK_SIZE)
         self._progress = 0
         self._sites: dict[Frame, int] = {}
 
@@ -101,54 +95,74 @@ class Board:
 
     # Who calls what
 
-    def post_send(self, message: tuple[int, int, int, int, int], stamp: Stamp) -> None:
-        """Stamp a message that its sender is about to send."""
-        self._post(self._sent(*message), message[2], message[3], message[4], stamp)
+    def post_send(self, source: int, target: int, tag: int, group: int, number: int, call: Stamp) -> Details | None:
+        """Stamp a message that its sender is about to send; return what its receiver expects, if that is there."""
+        at = self._link(source, target)
+        slot = number + _STRIDE * tag + group
+        self._post(at + slot % _SENT * _STAMP_SIZE, tag, group, number, call)
+        return self._find(at + (_SENT + slot % _EXPECTED) * _STAMP_SIZE, tag, group, number)
 
-    def post_receive(self, message: tuple[int, int, int, int, int], stamp: Stamp) -> None:
-        """Stamp a message that its receiver is about to wait for."""
-        self._post(self._expected(*message), message[2], message[3], message[4], stamp)
+    def post_receive(self, source: int, target: int, tag: int, group: int, number: int, call: Stamp) -> Details | None:
+        """Stamp a message that its receiver is about to wait for; return what was sent, if it has been."""
+        at = self._link(source, target)
+        slot = number + _STRIDE * tag + group
+        self._post(at + (_SENT + slot % _EXPECTED) * _STAMP_SIZE, tag, group, number, call)
+        return self._find(at + slot % _SENT * _STAMP_SIZE, tag, group, number)
 
-    def post_collective(self, rank: int, group: int, number: int, stamp: Stamp) -> None:
+    def post_collective(self, rank: int, group: int, number: int, call: Stamp) -> None:
         """Stamp the collective `number` of a group that `rank` is about to take part in."""
-        self._post(self._joined(rank, group, number), 0, group, number, stamp)
+        self._post(self._joined(rank, group, number), 0, group, number, call)
+
+    def joined(self, rank: int, group: int, number: int) -> Details | None:
+        """Return how a rank takes part in a group's collective `number`, if it does already."""
+        return self._find(self._joined(rank, group, number), 0, group, number)
 
     def send(self, source: int, target: int, tag: int, group: int, number: int) -> Stamp | None:
         """Return the stamp of a message's send, if it is there."""
-        return self._find(self._sent(source, target, tag, group, number), tag, group, number)
+        return self._read(self._sent(source, target, tag, group, number), tag, group, number)
 
     def receive(self, source: int, target: int, tag: int, group: int, number: int) -> Stamp | None:
         """Return the stamp of a message's receive, if it is there."""
-        return self._find(self._expected(source, target, tag, group, number), tag, group, number)
+        return self._read(self._expected(source, target, tag, group, number), tag, group, number)
 
     def collective(self, rank: int, group: int, number: int) -> Stamp | None:
         """Return a rank's stamp of a group's collective `number`, if it is there."""
-        return self._find(self._joined(rank, group, number), 0, group, number)
+        return self._read(self._joined(rank, group, number), 0, group, number)
 
     def _link(self, source: int, target: int) -> int:
-        return self._n_ranks * (_STATE_SIZE + _RANK_SIZE) + (source * self._n_ranks + target) * _LINK_SIZE
+        return self._links + (source * self._n_ranks + target) * _LINK_SIZE
 
     def _sent(self, source: int, target: int, tag: int, group: int, number: int) -> int:
-        return self._link(source, target) + (number + _STRIDE * tag + group) % _SENT * _STAMP.size
+        return self._link(source, target) + (number + _STRIDE * tag + group) % _SENT * _STAMP_SIZE
 
     def _expected(self, source: int, target: int, tag: int, group: int, number: int) -> int:
         slot = _SENT + (number + _STRIDE * tag + group) % _EXPECTED
-        return self._link(source, target) + slot * _STAMP.size
+        return self._link(source, target) + slot * _STAMP_SIZE
 
     def _joined(self, rank: int, group: int, number: int) -> int:
-        return self._n_ranks * _STATE_SIZE + rank * _RANK_SIZE + (number + group) % _JOINED * _STAMP.size
+        return self._n_ranks * _STATE_SIZE + rank * _RANK_SIZE + (number + group) % _JOINED * _STAMP_SIZE
 
-    def _post(self, at: int, tag: int, group: int, number: int, stamp: Stamp) -> None:
-        time, site, details = stamp
-        _STAMP.pack_into(self._map, at, tag, group, time, site, *details, number + 1)
+    def _post(self, at: int, tag: int, group: int, number: int, call: Stamp) -> None:
+        time, site, details = call
+        board = self._map
+        _HEAD.pack_into(board, at, tag, group, time, site)
+        board[at + _DETAILS_AT : at + _NUMBER_AT] = details
+        _NUMBER.pack_into(board, at + _NUMBER_AT, number + 1)
 
-    def _find(self, at: int, tag: int, group: int, number: int) -> Stamp | None:
-        if _NUMBER.unpack_from(self._map, at + _NUMBER_AT)[0] != number + 1:
+    def _find(self, at: int, tag: int, group: int, number: int) -> Details | None:
+        board = self._map
+        if _NUMBER.unpack_from(board, at + _NUMBER_AT)[0] != number + 1:
             return None
-        found = _STAMP.unpack_from(self._map, at)
-        if found[0] != tag or found[1] != group or found[-1] != number + 1:
-            return None
-        return Stamp(found[2], found[3], found[4:-1])
+        head = _HEAD.unpack_from(board, at)
+        return board[at + _DETAILS_AT : at + _NUMBER_AT] if head[0] == tag and head[1] == group else None
+
+    def _read(self, at: int, tag: int, group: int, number: int) -> Stamp | None:
+        details = self._find(at, tag, group, number)
+        return None if details is None else (*_HEAD.unpack_from(self._map, at)[2:], details)
+
+    def beside(self, name: str) -> Path:
+        """Return where a file of this run lies."""
+        return self._path.with_name(name)
 
     # Lines of the learner's code
 
@@ -171,4 +185,4 @@ class Board:
         return None
 
     def _sites_of(self, rank: int) -> Path:
-        return self._path.with_name(f"lines.{rank}")
+        return self.beside(f"lines.{rank}")

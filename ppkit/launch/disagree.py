@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from ppkit.launch.board import Board, Details, Stamp
+from ppkit.launch.board import DETAILS, Board, Details, Stamp
 from ppkit.launch.wording import at, describe_call, sends
 
 # What the numbers in a stamp's details mean; 0 is what cannot be compared.
@@ -27,19 +27,21 @@ ANY_SHAPE = 255  # in place of the number of dimensions
 
 def shape_of(details: Details) -> list[int]:
     """Return the shape in a stamp's details."""
-    return [] if details[2] == ANY_SHAPE else list(details[5 : 5 + details[2]])
+    _name, _dtype, n_dims, _reduction, _root, *sizes = DETAILS.unpack(details)
+    return [] if n_dims == ANY_SHAPE else list(sizes[:n_dims])
 
 
 def describe(board: Board, rank: int, number: int, stamp: Stamp) -> dict[str, Any]:
     """Return a stamped call as `Recorder.pending` describes one."""
-    name, dtype, n_dims, reduction, root, *_ = stamp.details
-    shape = None if n_dims == ANY_SHAPE else tuple(shape_of(stamp.details))
+    _time, site, details = stamp
+    name, dtype, n_dims, reduction, root, *_ = DETAILS.unpack(details)
+    shape = None if n_dims == ANY_SHAPE else tuple(shape_of(details))
     return {
         "rank": rank, "name": NAMES[name], "peer": None, "tag": None, "number": number,
         "shape": shape, "dtype": DTYPES[dtype] or None,
         "nbytes": None if shape is None or not dtype else prod(shape) * ITEM_BYTES[DTYPES[dtype]],
         "root": None if root < 0 else root, "reduction": REDUCTIONS[reduction] or None,
-        "frame": board.frame(rank, stamp.site),
+        "frame": board.frame(rank, site),
     }  # fmt: skip
 
 

@@ -37,14 +37,18 @@ def _internal_folders() -> tuple[str, ...]:
     return (*(str(folder) + os.sep for folder in folders), threading.__file__)
 
 
+_known: dict[str, bool] = {}  # what `is_internal` said of a file
+
+
 def learner_line(frame: FrameType | None) -> Frame | None:
     """Return the innermost of the learner's lines at or below `frame`, or None; quick, for each call of a rank."""
     while frame is not None:
-        filename = frame.f_code.co_filename
-        if not _is_internal(filename):
-            return filename, frame.f_lineno, frame.f_code.co_name
+        code = frame.f_code
+        filename = code.co_filename
+        internal = _known.get(filename)
+        if internal is None:
+            internal = _known[filename] = is_internal(filename)
+        if not internal:
+            return filename, frame.f_lineno, code.co_name
         frame = frame.f_back
     return None
-
-
-_is_internal = lru_cache(maxsize=None)(is_internal)

@@ -95,17 +95,18 @@ def conduct(
     except RankError as error:
         error.timeline = _timeline(watcher, plan, name)
         error.output = watcher.output()
+        error.warnings = watcher.warnings()
         raise
     finally:
         if not kept:
             watcher.end()
         board.close()
-        output = watcher.output()
+        output, warned = watcher.output(), watcher.warnings()
         if show:
-            print(labelled(output), end="", flush=True)
+            print(labelled(watcher.shown()), end="", flush=True)
     results = tuple(pickle.loads(log.result) for log in watcher.logs if log.result is not None)
     timeline = _timeline(watcher, plan, name)
-    return Run(results, output, timeline, seconds, plan.n_ranks, placement.device, placement.backend)
+    return Run(results, output, timeline, seconds, plan.n_ranks, placement.device, placement.backend, warned)
 
 
 def _timeline(watcher: Watcher, plan: Plan, name: str) -> Timeline:

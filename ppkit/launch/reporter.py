@@ -57,6 +57,8 @@ class Reporter:
 
     def succeed(self, data: bytes) -> None:
         """Send the packed result and the events."""
+        if self.recorder is not None:
+            self.recorder.returned()
         self._send(("result", data, self._events()))
 
     def fail(self, error: BaseException) -> None:

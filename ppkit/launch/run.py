@@ -24,6 +24,7 @@ class Run:
         n_ranks: how many ranks there were.
         device: "cpu" or "cuda".
         backend: "gloo" or "nccl".
+        warnings: what may go wrong another time: a buffer that was used too early, a request that nobody waited for.
     """
 
     results: tuple[Any, ...]
@@ -33,6 +34,7 @@ class Run:
     n_ranks: int
     device: str
     backend: str
+    warnings: tuple[str, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return (

@@ -16,6 +16,7 @@ from ppkit.launch.board import Board
 from ppkit.launch.disagree import collective_calls
 from ppkit.launch.frames import Frame
 from ppkit.launch.output import LiveLine, read_output
+from ppkit.launch.remarks import read_remarks
 from ppkit.launch.starter import Team
 from ppkit.observe.fields import Row
 
@@ -81,6 +82,7 @@ class Watcher:
         self._paths = [run_dir / f"output.{rank}" for rank in range(len(controls))]
         self._faults = [run_dir / f"fault.{rank}" for rank in range(len(controls))]
         self._board = board
+        self._run_dir = run_dir
         self._timeout = timeout
         self.logs = [RankLog() for _ in controls]
         self._begun = self._progressed = self._asked = time.perf_counter()
@@ -137,6 +139,19 @@ class Watcher:
 
     def _all_gone(self) -> bool:
         return all(log.code is not None for log in self.logs)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the ranks have remarked on their own code, in an order that does not depend on timing."""
+        remarks = read_remarks(self._run_dir, len(self.logs))
+        return tuple(f"rank {rank}: {text}" for rank, texts in sorted(remarks.items()) for text in texts)
+
+    def shown(self) -> tuple[str, ...]:
+        """Return what is to be shown of each rank: what it has printed, and its warnings."""
+        remarks = read_remarks(self._run_dir, len(self.logs))
+        return tuple(
+            "\n".join([*text.splitlines(), *(f"warning: {remark}" for remark in remarks.get(rank, []))])
+            for rank, text in enumerate(self.output())
+        )
 
     def output(self) -> tuple[str, ...]:
         """Return what each rank has printed so far."""

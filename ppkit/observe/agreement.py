@@ -10,13 +10,14 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ppkit.errors import MismatchError
-from ppkit.launch.board import Board, Details, Stamp
+from ppkit.launch.board import DETAILS, Board, Details, Stamp
 from ppkit.launch.disagree import (
     ANY_SHAPE,
     DTYPES,
@@ -39,27 +40,34 @@ _PADDING = tuple((0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1))
 _UNEVEN = {"all_to_all_single"}  # whose tensors may have other sizes on other ranks
 
 
-def details_of(name: str, tensor: Any, root: int = -1, reduction: Any = None) -> Details:
-    """Return what must agree, as numbers; what cannot be compared is left open."""
-    dtype, n_dims, dims = 0, ANY_SHAPE, _PADDING[0]
-    if isinstance(tensor, torch.Tensor):
-        dtype = _DTYPE.get(tensor.dtype, 0)
-        shape = tensor.shape
+@lru_cache(maxsize=1024)
+def _packed(name: str, dtype: Any, shape: Sequence[int] | None, root: int, reduction: Any) -> Details:
+    n_dims, sizes = ANY_SHAPE, _PADDING[0]
+    if shape is not None and len(shape) <= MAX_DIMS and name not in _UNEVEN and all(size < 2**32 for size in shape):
         n_dims = len(shape)
-        if n_dims > MAX_DIMS or name in _UNEVEN or any(size >= 2**32 for size in shape):
-            n_dims = ANY_SHAPE
-        else:
-            dims = (*shape, *_PADDING[n_dims])
-    return _NAME[name], dtype, n_dims, _REDUCTION.get(reduction, 0), root, *dims
+        sizes = (*shape, *_PADDING[n_dims])
+    return DETAILS.pack(_NAME[name], _DTYPE.get(dtype, 0), n_dims, _REDUCTION.get(reduction, 0), root, *sizes)
+
+
+def details_of(name: str, tensor: Any, root: int = -1, reduction: Any = None) -> Details:
+    """Return what must agree, packed; what cannot be compared is left open."""
+    if isinstance(tensor, torch.Tensor):
+        return _packed(name, tensor.dtype, tensor.shape, root, reduction)
+    return _packed(name, None, None, root, reduction)
 
 
 def fits(one: Details, other: Details) -> bool:
-    """Tell whether a tensor may be received as another: equal, or the same rows with some dimensions merged."""
-    if one[1:3] == other[1:3] and one[5:] == other[5:]:
+    """Tell whether a tensor may be received as another: equal, or the same rows with some dimensions merged.
+
+    The call, the reduction and the root are left to others.
+    """
+    if one[1:3] == other[1:3] and one[8:] == other[8:]:
         return True
-    if one[1] != other[1]:
-        return not (one[1] and other[1])
-    if ANY_SHAPE in (one[2], other[2]):
+    _, dtype, n_dims, *_ = one
+    _, other_dtype, other_n_dims, *_ = other
+    if dtype != other_dtype:
+        return not (dtype and other_dtype)
+    if ANY_SHAPE in (n_dims, other_n_dims):
         return True
     a, b = _ends(shape_of(one)), _ends(shape_of(other))
     return max(a) == max(b) and (a <= b or b <= a)
@@ -101,11 +109,10 @@ class Agreement:
             MismatchError: if the receiver waits already, with another kind of buffer.
         """
         message = self._number(self._rank, peer, tag, group)
-        mine = Stamp(now, self.site(), details_of(name, tensor))
-        self._board.post_send(message, mine)
-        theirs = self._board.receive(*message)
-        if theirs is not None and not fits(mine.details, theirs.details):
-            self._refuse_message(message, mine, theirs)
+        mine = (now, self.site(), details_of(name, tensor))
+        wanted = self._board.post_send(*message, mine)
+        if wanted is not None and not fits(mine[2], wanted):
+            self._refuse(message, mine, self._board.receive(*message))
         return message
 
     def expects(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor) -> Message:
@@ -116,9 +123,10 @@ class Agreement:
         """
         message = self._number(peer, self._rank, tag, group)
         if not self._unsure:
-            mine = Stamp(0.0, self.site(), details_of(name, tensor))
-            self._board.post_receive(message, mine)
-            self._compare(message, mine)
+            mine = (0.0, self.site(), details_of(name, tensor))
+            sent = self._board.post_receive(*message, mine)
+            if sent is not None and not fits(mine[2], sent):
+                self._refuse(message, self._board.send(*message), mine)
         return message
 
     def received(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor) -> Message:
@@ -128,8 +136,9 @@ class Agreement:
             MismatchError: if it is something else than the buffer.
         """
         message = self._number(peer, self._rank, tag, group)
-        if not self._unsure:
-            self._compare(message, Stamp(0.0, self.site(), details_of(name, tensor)))
+        sent, mine = self._board.send(*message), (0.0, self.site(), details_of(name, tensor))
+        if sent is not None and not self._unsure and not fits(mine[2], sent[2]):
+            self._refuse(message, sent, mine)
         return message
 
     def expects_from_anyone(self) -> None:
@@ -138,18 +147,14 @@ class Agreement:
 
     def _number(self, source: int, target: int, tag: int, group: Any) -> Message:
         """Identify the next message on a link, alike at both ends."""
-        number_of = group_number(group)
-        key = (source, target, tag, number_of)
+        key = (source, target, tag, 0 if group is None else group_number(group))
         number = self._numbers[key]
         self._numbers[key] = number + 1
         return (*key, number)
 
-    def _compare(self, message: Message, mine: Stamp) -> None:
-        theirs = self._board.send(*message)
-        if theirs is not None and not fits(mine.details, theirs.details):
-            self._refuse_message(message, theirs, mine)
-
-    def _refuse_message(self, message: Message, sent: Stamp, wanted: Stamp) -> None:
+    def _refuse(self, message: Message, sent: Stamp | None, wanted: Stamp | None) -> None:
+        if sent is None or wanted is None:  # written over since
+            return
         source, target, tag, _group, number = message
         calls = [
             {**describe(self._board, source, number, sent), "peer": target, "tag": tag},
@@ -166,19 +171,20 @@ class Agreement:
         key = group_number(group)
         number = self._collectives[key]
         self._collectives[key] = number + 1
-        mine = Stamp(0.0, self.site(), details_of(name, tensor, root, reduction))
-        self._board.post_collective(self._rank, key, number, mine)
+        mine = details_of(name, tensor, root, reduction)
+        self._board.post_collective(self._rank, key, number, (0.0, self.site(), mine))
         members = dist.get_process_group_ranks(group)
         for member in members:
-            theirs = None if member == self._rank else self._board.collective(member, key, number)
-            if theirs is not None and not _is_one(mine.details, theirs.details):
+            theirs = None if member == self._rank else self._board.joined(member, key, number)
+            if theirs is not None and not _is_one(mine, theirs):
                 raise mismatch(collective_calls(self._board, members, key, number), (tuple(members), key, number))
 
 
 def _is_one(mine: Details, theirs: Details) -> bool:
+    """Tell whether two ranks mean the same collective."""
     if mine == theirs:
         return True
-    if mine[0] != theirs[0] or mine[4] != theirs[4] or (mine[3] != theirs[3] and mine[3] and theirs[3]):
+    if mine[0] != theirs[0] or mine[4:8] != theirs[4:8] or (mine[3] != theirs[3] and mine[3] and theirs[3]):
         return False
     return fits(mine, theirs)
 

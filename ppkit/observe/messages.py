@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from ppkit.emulate import sleep_until
+from ppkit.observe.buffers import lend
 from ppkit.observe.fields import NEVER_WAITED, Message, Row
 from ppkit.observe.recorder import Recorder
 from ppkit.observe.work import ObservedCollective, ObservedReceive, ObservedSend
@@ -135,7 +136,9 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         end = time.perf_counter()
         row = Row("SEND", start, end, "isend", None, None, peer, tag, _nbytes(tensor), message, note=NEVER_WAITED)
         recorder.communicate(row)
-        return work if work is None else ObservedSend(recorder, work, row, tensor)
+        if work is None:
+            return None
+        return ObservedSend(recorder, work, row, tensor, lend(recorder.remarks, tensor, receives=False))
 
     return isend
 
@@ -200,7 +203,8 @@ def _observed_irecv(recorder: Recorder, original: Callable[..., Any]) -> Callabl
             recorder.agreement.expects_from_anyone()
         now = time.perf_counter()
         row = Row("RECV", now, now, "irecv", None, None, peer, tag, _nbytes(tensor), note=NEVER_WAITED)
-        return ObservedReceive(recorder, work, recorder.communicate(row), tensor, message)
+        recorder.communicate(row)
+        return ObservedReceive(recorder, work, row, tensor, message, lend(recorder.remarks, tensor, receives=True))
 
     return irecv
 

@@ -13,10 +13,11 @@ import torch
 
 from ppkit.emulate import Emulation, sleep_until
 from ppkit.launch.board import Board
-from ppkit.launch.frames import learner_frames
+from ppkit.launch.frames import Frame, learner_frames, learner_line
 from ppkit.observe.agreement import Agreement
-from ppkit.observe.fields import NEVER_FINISHED, Message, Row
+from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED, Message, Row
 from ppkit.observe.pace import Pace, Wire
+from ppkit.observe.remarks import Remarks
 
 _LATE = 0.0005  # seconds by which an emulated operation may miss its end before it counts as overrun
 
@@ -60,6 +61,7 @@ class Recorder:
     board: Board
     emulation: Emulation | None
     agreement: Agreement
+    remarks: Remarks
 
     def __init__(self) -> None:
         self.inside = Inside()
@@ -81,6 +83,8 @@ class Recorder:
         self.board = board
         self.emulation = emulation
         self.agreement = Agreement(rank, board)
+        self.remarks = Remarks(rank, board)
+        self._begun: list[tuple[Row, Frame]] = []  # asynchronous calls, and their lines
         self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
         self.in_backward = False
         self.pace = Pace()
@@ -157,6 +161,19 @@ class Recorder:
         self._rows.append(row)
         return row
 
+    def begun(self, row: Row) -> None:
+        """Note an asynchronous call, which somebody should wait for."""
+        line = None if self.on_gpu else learner_line(sys._getframe(1))
+        if line is not None:
+            self._begun.append((row, line))
+
+    def returned(self) -> None:
+        """Note that the learner's function has returned, and remark on what nobody has waited for."""
+        for row, line in self._begun:
+            if row.note == NEVER_WAITED:
+                what = "collective" if row.kind == "COLLECTIVE" else row.name
+                self.remarks.add(f"{what} never waited for", line)
+
     def wait_begins(self, name: str, peer: int | None, tag: int | None, tensor: Any) -> float:
         """Note a call that another rank must answer; return its start."""
         now = time.perf_counter()
@@ -175,7 +192,7 @@ class Recorder:
         if self.emulation is None:
             return 0.0
         sent = self.board.send(*message)
-        return 0.0 if sent is None else sent.time + self.emulation.link.seconds(nbytes)
+        return 0.0 if sent is None else sent[0] + self.emulation.link.seconds(nbytes)
 
     def pending(self) -> dict[str, Any] | None:
         """Describe the call that this rank waits in: name, peer, tag, shape, dtype, since, frames; or None."""

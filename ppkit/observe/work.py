@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ppkit.emulate import sleep_until
+from ppkit.observe.buffers import Loan
 from ppkit.observe.fields import Message, Row
 from ppkit.observe.pace import Ride
 from ppkit.observe.recorder import Recorder
@@ -22,13 +23,16 @@ class ObservedWork:
         work: the real one.
         row: the event that the call has begun; until it is waited for, its note says so.
         tensor: the buffer.
+        loan: of the buffer, if that is watched.
     """
 
-    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any) -> None:
+    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any, loan: Loan | None = None) -> None:
+        recorder.begun(row)
         self._recorder = recorder
         self._work = work
         self._row = row
         self._tensor = tensor
+        self._loan = loan
         self._waited = False
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +44,7 @@ class ObservedWork:
         finally:
             self._recorder.wait_ends()
         sleep_until(self._arrives())
+        self._buffer_is_back()
         if not self._waited:
             self._waited = True
             row.note = ""
@@ -51,7 +56,19 @@ class ObservedWork:
         done = bool(self._work.is_completed()) and time.perf_counter() >= self._arrives()
         if done:
             self._row.note = ""
+            self._buffer_is_back()
         return done
+
+    def get_future(self) -> Any:
+        """Return the future of the real one: whoever has it waits for it."""
+        self._row.note = ""
+        self._buffer_is_back()
+        return self._work.get_future()
+
+    def _buffer_is_back(self) -> None:
+        if self._loan is not None:
+            self._loan.end()
+            self._loan = None
 
     def _arrives(self) -> float:
         """Return when the emulated link delivers; only asked when gloo has."""
@@ -79,10 +96,13 @@ class ObservedReceive(ObservedWork):
         row: the receive's event.
         tensor: the buffer.
         message: what it expects, if the sender is known.
+        loan: of the buffer, if that is watched.
     """
 
-    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any, message: Message | None) -> None:
-        super().__init__(recorder, work, row, tensor)
+    def __init__(
+        self, recorder: Recorder, work: Any, row: Row, tensor: Any, message: Message | None, loan: Loan | None = None
+    ) -> None:
+        super().__init__(recorder, work, row, tensor, loan)
         self._message = message
         self._arrival: float | None = None
 
