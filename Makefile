@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 NBVAL := $(PYTEST) -p no:cacheprovider --nbval-current-env --nbval-cell-timeout=120
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check lint fast unit lessons labs notebooks build bench clean
+.PHONY: help lab test check lint fast unit soak lessons labs notebooks build bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,13 +51,16 @@ lint: $(VENV)/.test-installed  ## lint, format and types
 	$(BIN)/mypy
 
 # Tests and stored outputs must not depend on a live display, nor on a terminal.
-fast unit lessons labs notebooks: export PPKIT_LIVE := 0
+fast unit soak lessons labs notebooks: export PPKIT_LIVE := 0
 
 fast: $(VENV)/.test-installed  ## the tests that start neither ranks nor browsers
 	$(PYTEST) tests -m "not ranks and not slow and not browser" $(PYTEST_ARGS)
 
 unit: $(VENV)/.test-installed  ## the tests of the library
-	$(PYTEST) tests $(PYTEST_ARGS)
+	$(PYTEST) tests -m "not soak" $(PYTEST_ARGS)
+
+soak: $(VENV)/.test-installed  ## many runs, many notebooks at once, notebooks killed at any moment: minutes
+	$(PYTEST) tests -m soak -s $(PYTEST_ARGS)
 
 lessons: $(VENV)/.test-installed  ## execute the lessons, and compare every output with the stored one
 	$(if $(LESSONS),$(NBVAL) --nbval $(LESSONS),@echo "notebooks/ holds no lesson yet")
