@@ -196,4 +196,5 @@ def _timeline(times: Sequence[float], calls: Sequence[Call]) -> Timeline:
         for i, name in ((0, "scatter"), (1, "replicate"), (3, "gather"))
     ]
     events += [Event(i, "F", call.start - zero, call.end - zero, i, 0, "forward") for i, call in enumerate(calls)]
-    return Timeline(tuple(events), "measured", len(calls), "DataParallel: a row is a replica, all in one process")
+    roles = {f"rank {i}": f"replica {i}" for i in range(len(calls))}
+    return Timeline(tuple(events), "measured", len(calls), "DataParallel: all replicas in one process", roles)

@@ -14,7 +14,7 @@ from ppkit.errors import LaunchError, PpkitError
 __all__ = ["ShardedOptimizer", "state_bytes"]
 
 
-class ShardedOptimizer:
+class ShardedOptimizer(torch.optim.Optimizer):
     """An optimizer that keeps 1/n of the state on each of n replicas, and updates 1/n of the parameters there.
 
         gradients     averaged already, on every replica
@@ -51,14 +51,18 @@ class ShardedOptimizer:
         self._n_replicas, self._replica = dist.get_world_size(group), dist.get_rank(group)
         self._shard = nn.Parameter(self._own_part(self._parameters))
         self._optimizer = optimizer_class([self._shard], **settings)
+        super().__init__(self._parameters, {})
+        self._share()
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The settings, such as `lr`, to be read or changed; one group."""
-        return self._optimizer.param_groups
+    def _share(self) -> None:
+        """Show the settings and the state of the part as one's own, where schedulers look for them."""
+        self.param_groups, self.state = self._optimizer.param_groups, self._optimizer.state
 
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update this replica's part, and get the others'.
+
+        Args:
+            closure: not used.
 
         Raises:
             PpkitError: a parameter has no gradient.
@@ -79,10 +83,22 @@ class ShardedOptimizer:
             for parameter, piece in zip(self._parameters, pieces, strict=True):
                 parameter.copy_(piece.view_as(parameter))
 
-    def zero_grad(self) -> None:
-        """Drop the gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or make them zero."""
         for parameter in self._parameters:
-            parameter.grad = None
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and this replica's part of the state."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` has returned on the same replica of as many."""
+        self._optimizer.load_state_dict(state_dict)
+        self._share()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state on this replica."""

@@ -100,9 +100,31 @@ def test_torchs_own_gives_the_same_and_is_one_step_on_the_timeline() -> None:
             optimizer.step()
         return [parameter.detach() for parameter in model.parameters()]
 
-    run = launch(train)
-    for mine, theirs in zip(launch(ours).results[0], run.results[0], strict=True):
+    runs = {"ZeroRedundancyOptimizer": launch(train), "ShardedOptimizer": launch(ours)}
+    for mine, theirs in zip(*(run.results[0] for run in runs.values()), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
-    assert run.timeline.n_steps == 2
-    steps = {event.name for event in run.timeline if event.kind == "OPTIM"}
-    assert steps == {"ZeroRedundancyOptimizer.step"}
+    for name, run in runs.items():
+        steps = [event for event in run.timeline.of_rank(0) if event.kind == "OPTIM"]
+        assert [event.name for event in steps] == [f"{name}.step"] * 2
+        gathers = [event for event in run.timeline.of_rank(0) if event.name in ("all_gather", "broadcast")]
+        assert any(steps[0].start <= event.start and event.end <= steps[0].end for event in gathers)
+
+
+def test_a_scheduler_and_a_state_dict_work_on_the_part() -> None:
+    def train() -> tuple[float, list[int], float]:
+        model = _model()
+        optimizer = ShardedOptimizer(model.parameters(), torch.optim.Adam, lr=0.5)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+        again = ShardedOptimizer(model.parameters(), torch.optim.Adam, lr=0.5)
+        again.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad(set_to_none=False)
+        assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+        again.step()
+        sizes = [value.numel() for state in again.state.values() for value in state.values()]
+        (state,) = again.state.values()
+        return again.param_groups[0]["lr"], sizes, state["step"].item()
+
+    assert launch(train, n_ranks=2).results == ((0.25, [1, 33, 33], 2.0),) * 2
