@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,16 @@ def test_emulated_durations_hold_for_torch_too() -> None:
     shown = as_torch(run.timeline.step(-1), "ZB-H1 by torch")
     assert shown.source == "torch"
     assert "emulated: F 20 ms" in shown.title
+
+
+@pytest.mark.ranks
+def test_nothing_is_imported_in_a_rank() -> None:
+    def new_modules() -> list[str]:
+        before = set(sys.modules)
+        run_torch(zero_bubble_v(P, M), 1, None)
+        return sorted(set(sys.modules) - before)
+
+    assert launch(new_modules, n_ranks=P, show=False).results == ([], [])
 
 
 @pytest.mark.ranks

@@ -40,6 +40,7 @@ _PRELOAD = (
     "ppkit.builders",
     "ppkit.simulate",
     "ppkit.runtime",
+    "ppkit.bridge",
     "ppkit.pairing",
     "pydoc_data.topics",
 )
@@ -53,6 +54,13 @@ class Observation:
 
     recorder: Recorder
     undo: Undo
+
+
+class _Unread:
+    """Stands for the board of a run where there is none."""
+
+    def step_taken(self, rank: int) -> None:
+        """Nobody counts."""
 
 
 observation = Observation()
@@ -111,7 +119,7 @@ def rehearse() -> Iterator[None]:
     dist.destroy_process_group()
     yield
     # Modules and optimizers are observed, for nobody; CUDA must not be touched.
-    observation.recorder.begin(0, 1, cast(Board, None), None, on_gpu=False)
+    observation.recorder.begin(0, 1, cast(Board, _Unread()), None, on_gpu=False)
     _train_a_little()
 
 
