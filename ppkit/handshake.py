@@ -105,7 +105,7 @@ def exchange(value: object, group: Any, n_ranks: int, device: torch.device) -> l
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: len(data)] = data
     found = _all_gather(padded, group, n_ranks)
-    return [pickle.loads(bytes(one[: int(size)].tolist())) for one, size in zip(found, sizes, strict=True)]
+    return [pickle.loads(one[: int(size)].cpu().numpy().tobytes()) for one, size in zip(found, sizes, strict=True)]
 
 
 def _all_gather(tensor: Tensor, group: Any, n_ranks: int) -> list[Tensor]:

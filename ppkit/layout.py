@@ -78,29 +78,25 @@ def lay_out(
     mine = [stage for stage, owner in enumerate(schedule.stage_to_rank) if owner == rank]
     facts, error, full = None, None, schedule
     own: dict[int, nn.Module] = {}
-    try:
+    try:  # an error must reach the other ranks, who would wait for this one
         if loss_fn is None and not schedule.forward_only:
             raise PipelineError("loss_fn is None, but the schedule trains: give a function of output and target")
         full = schedule.with_comms().validate()
         own = _own_modules(rank, mine, modules)
-        facts = (
-            full.to_csv(comms=True),
-            dict(sharing),
-            {s: skips_of(m) for s, m in own.items()},
-            digests(sharing, own),
-        )
+        uses = {stage: skips_of(module) for stage, module in own.items()}
+        facts = full.to_csv(comms=True), dict(sharing), uses, digests(sharing, own)
     except PpkitError as failure:
         error = failure
     skips = _agree(rank, schedule, net, facts, error, sharing)
     marked = _marked(checkpoint, schedule.n_stages)
     ways = _Ways(full, rank, net, skips)
-    last = schedule.n_stages - 1
+    losses = {} if schedule.forward_only else {schedule.n_stages - 1: loss_fn}
     stages = {
         index: Stage(
             index,
             module,
-            loss_fn if index == last and not schedule.forward_only else None,
-            checkpoint=index in marked and not schedule.forward_only,
+            losses.get(index),
+            checkpoint=index in marked,
             skips_in=[skip.name for skip in skips if skip.target == index],
             skips_out=[skip.name for skip in skips if skip.source == index],
             device=at,
