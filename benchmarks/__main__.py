@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.data_parallel import data_parallel
 from benchmarks.executor import against_torch, emulated
 from benchmarks.importing import importing
 from benchmarks.launching import against_spawn, imports
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Result]]] = {
     "emulation": emulation,
     "executor": against_torch,
     "executor, emulated": emulated,
+    "data parallel": data_parallel,
     "observation": observation,
     "drawing": drawing,
     "import": importing,
