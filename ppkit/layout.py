@@ -19,7 +19,7 @@ from ppkit.shared import SharedParameters, Sharing, check_equal, digests
 from ppkit.skips import Skip, match_skips, skips_of
 from ppkit.stage import PipelineError, Stage
 
-__all__ = ["Layout", "lay_out"]
+__all__ = ["Layout", "delivered", "lay_out"]
 
 Message = tuple[Op, int, int]  # a send or a receive, its stage and its micro-batch
 
@@ -108,7 +108,7 @@ def lay_out(
         schedule.n_microbatches,
         at,
         full.actions[rank],
-        _delivered(full, rank),
+        delivered(full, rank),
         stages,
         ways.onward,
         {index: [ways.skips[skip] for skip in skips if skip.source == index] for index in own},
@@ -254,7 +254,7 @@ def _own_groups(net: Net, ranks: tuple[int, int]) -> tuple[Any, Any]:
     return first, second
 
 
-def _delivered(schedule: Schedule, rank: int) -> dict[Message, list[Message]]:
+def delivered(schedule: Schedule, rank: int) -> dict[Message, list[Message]]:
     """For each receive of `rank`, its sends that are known to have arrived then: its peer had received them before."""
     found: dict[Message, list[Message]] = {}
     for peer, row in enumerate(schedule.actions):

@@ -17,6 +17,7 @@ from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bub
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, PpkitError, RankError
 from ppkit.launch import launch
+from ppkit.layout import delivered
 from ppkit.models import split
 from ppkit.runtime import Pipeline, PipelineError, shared_parameters
 from ppkit.schedule import Action, Op, Schedule
@@ -147,6 +148,26 @@ def test_a_schedule_may_say_itself_when_to_send_and_receive() -> None:
     first, second = gpipe(2, 4).with_comms().actions
     early = sorted(second, key=lambda action: action.op is not Op.RECV_F)  # all receives first
     _check([Case("mlp", Schedule("early", 2, 2, 4, (first, tuple(early))), 9)], 2)
+
+
+@pytest.mark.parametrize("schedule", list(_schedules(4, 16)), ids=lambda s: s.name)
+def test_buffers_of_sends_are_let_go_of(schedule: Schedule) -> None:
+    """As many are kept as micro-batches are in flight, not as the batch has."""
+    full = schedule.with_comms()
+    for rank, row in enumerate(full.actions):
+        known, kept, most = delivered(full, rank), set(), 0
+        for action in row:
+            key = (action.op, action.stage, action.microbatch)
+            if action.op.is_send:
+                kept.add(key)
+            elif action.op.is_recv:
+                assert set(known.get(key, ())) <= kept  # nothing arrives before it is sent
+                kept -= set(known.get(key, ()))
+            most = max(most, len(kept))
+        if schedule.name == "1F1B":
+            assert most <= 5
+        elif schedule.name != "GPipe":
+            assert most < 16
 
 
 def test_stages_may_lie_anywhere_in_any_order() -> None:
