@@ -128,6 +128,14 @@ class RankError(PpkitError, RuntimeError):
         self.output: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
 
+    def _render_traceback_(self) -> list[str]:
+        """The message; in a notebook what the ranks did up to the failure is drawn below it."""
+        if self.timeline is not None:
+            from ppkit.launch.picture import show_below
+
+            show_below(self.timeline)
+        return super()._render_traceback_()
+
 
 class DeadlockError(RankError):
     """Every rank that still runs waits for another one.

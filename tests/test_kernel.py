@@ -49,20 +49,26 @@ class Kernel:
         self.client.execute(code)
         return self.output()
 
-    def output(self) -> str:
-        """What the running cell says until it has ended."""
-        found = []
+    def messages(self) -> list[tuple[str, dict[str, Any]]]:
+        """What the running cell says until it has ended: the kinds and contents of its outputs."""
+        found: list[tuple[str, dict[str, Any]]] = []
         while True:
             message = self.client.get_iopub_msg(timeout=60)
-            content: dict[str, Any] = message["content"]
-            if message["msg_type"] == "status" and content["execution_state"] == "idle":
-                return "\n".join(found)
-            if message["msg_type"] == "stream":
-                found.append(content["text"])
-            elif message["msg_type"] == "error":
-                found += content["traceback"]
-            elif message["msg_type"] == "execute_result":
-                found.append(content["data"]["text/plain"])
+            kind, content = message["msg_type"], message["content"]
+            if kind == "status" and content["execution_state"] == "idle":
+                return found
+            if kind in ("stream", "error", "execute_result", "display_data"):
+                found.append((kind, content))
+
+    def output(self) -> str:
+        """The same as text."""
+        texts = {
+            "stream": lambda content: content["text"],
+            "error": lambda content: "\n".join(content["traceback"]),
+            "execute_result": lambda content: content["data"]["text/plain"],
+            "display_data": lambda content: content["data"]["text/plain"],
+        }
+        return "\n".join(texts[kind](content) for kind, content in self.messages())
 
     @property
     def pid(self) -> int:
@@ -120,3 +126,15 @@ def test_a_restarted_kernel_has_ended_its_ranks(kernel: Kernel) -> None:
     # They end by themselves when the old kernel is gone, and the new one may be ready before that.
     _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), 5)
     assert kernel.run(WORKING) == "(0, 1)"
+
+
+def test_an_error_is_followed_by_a_picture_of_what_led_to_it(kernel: Kernel) -> None:
+    assert kernel.run(WORKING) == "(0, 1)"
+    fail = "def fail():\n    torch.nn.Linear(2, 2)(torch.ones(2))\n    dist.barrier()\n    raise ValueError('no')\n"
+    kernel.client.execute(fail + "launch(fail, n_ranks=2)")
+    said = kernel.messages()
+    assert said[0][0] == "error"
+    assert [kind for kind, _ in said] == ["error", "display_data"]
+    assert "image/svg+xml" in said[1][1]["data"]
+    assert kernel.run("1 + 1") == "2"  # once
+    assert kernel.run("try:\n    launch(fail, n_ranks=2)\nexcept Exception:\n    print('caught')") == "caught\n"

@@ -759,3 +759,16 @@ def _raise_on_zero() -> None:
     if _rank() == 0:
         raise ValueError("no")
     dist.barrier()
+
+
+def test_a_rank_that_holds_pythons_lock_is_looked_into() -> None:
+    def hold() -> None:
+        if _rank() == 1:
+            ctypes.PyDLL(None).usleep(60_000_000)  # keeps the lock, as much C code does
+        dist.recv(torch.ones(1), 1)
+
+    with pytest.raises(RankError, match=r"time limit of 2 s; not finished: ranks 0, 1") as caught:
+        launch(hold, timeout=2)
+    assert "rank 0: waits in recv(from rank 1" in caught.value.message
+    assert "rank 1: is in C code, which has not let Python go on, at " in caught.value.message
+    assert "in hold: ctypes.PyDLL(None).usleep(60_000_000)" in caught.value.message

@@ -136,12 +136,12 @@ def _ended_text(rank: int, log: RankLog, output: str, fault: str) -> tuple[str, 
             "SIGKILL": " Mostly that is the system, which was out of memory.",
             "SIGABRT": " Mostly that is a receive buffer of another size than the message.",
         }.get(name, "")
-        return "signal", f"rank {rank} was ended by {name}.{hint}{_where(_fault_frames(fault))}{said}"
+        return "signal", f"rank {rank} was ended by {name}.{hint}{_where(fault_frames(fault))}{said}"
     code = "" if log.code is None else f" with exit code {log.code}"
     return "exit", f"rank {rank} ended{code} before its function returned.{said}"
 
 
-def _fault_frames(fault: str) -> list[Frame]:
+def fault_frames(fault: str) -> list[Frame]:
     """Return the learner's frames, the outermost first, from what `faulthandler` wrote of the rank's main thread."""
     for thread in fault.split("\n\n"):
         found = [(name, int(line), function) for name, line, function in _FAULT_LINE.findall(thread)]
@@ -174,7 +174,11 @@ def _state(log: RankLog) -> str:
     if log.result is not None:
         return "has returned"
     if log.pending is None:
-        return "is computing" + at(log.frames) if log.answered else "is computing, and too busy to say what"
+        if log.answered:
+            return "is computing" + at(log.frames)
+        if log.frames:
+            return "is in C code, which has not let Python go on" + at(log.frames)
+        return "is computing, and too busy to say what"
     seconds = time.perf_counter() - log.pending["since"]
     return f"waits in {describe_call(log.pending)} for {seconds:.1f} s{at(log.pending['frames'])}"
 

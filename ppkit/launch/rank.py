@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import faulthandler
 import io
 import linecache
 import os
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppkit.emulate import Emulation
 from ppkit.launch.board import Board
+from ppkit.launch.faults import report_faults
 from ppkit.launch.packing import pack
 from ppkit.launch.preload import FOREVER, loopback, observation
 from ppkit.launch.reporter import Reporter
@@ -96,8 +96,7 @@ def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
 
 def _run_once(rank: int, run_dir: Path, reporter: Reporter, begin: Callable[[], object] = lambda: None) -> None:
     _redirect_output(run_dir / f"output.{rank}")
-    faults = (run_dir / f"fault.{rank}").open("w")  # open as long as the process
-    faulthandler.enable(faults)  # of all threads: an abort in gloo's own thread is about the learner's line
+    report_faults(run_dir / f"fault.{rank}")
     begin()  # not by `Thread.start`, which waits until it runs, with all cores taken
     try:
         plan: Plan = pickle.loads((run_dir / "plan").read_bytes())

@@ -14,6 +14,7 @@ from ppkit.errors import RankError
 from ppkit.launch import explain
 from ppkit.launch.board import Board
 from ppkit.launch.disagree import collective_calls
+from ppkit.launch.faults import ask_for_stack
 from ppkit.launch.frames import Frame
 from ppkit.launch.output import LiveLine, read_output
 from ppkit.launch.remarks import read_remarks
@@ -100,7 +101,7 @@ class Watcher:
         try:
             self._watch(live)
         except KeyboardInterrupt:
-            self._ask()
+            self._ask_all()
             raise explain.interrupted(self.logs) from None
         finally:
             live.close()
@@ -198,6 +199,18 @@ class Watcher:
                 self._by_rank[rank].send(("report",))
         self._listen_until(time.perf_counter() + _ANSWER, lambda: all(self.logs[rank].answered for rank in asked))
 
+    def _ask_all(self) -> None:
+        """Ask every rank what it is doing; look into those that hold Python's lock, and so cannot answer."""
+        self._ask()
+        silent = {rank for rank, log in enumerate(self.logs) if not log.over and not log.answered}
+        silent = {rank for rank in silent if ask_for_stack(self._faults[rank])}
+        deadline = time.perf_counter() + _ANSWER / 2
+        while silent and time.perf_counter() < deadline:
+            time.sleep(0.01)
+            for rank in silent:
+                self.logs[rank].frames = explain.fault_frames(read_output(self._faults[rank]))
+            silent = {rank for rank in silent if not self.logs[rank].frames}
+
     # Judging
 
     def _is_stuck(self) -> bool:
@@ -212,7 +225,7 @@ class Watcher:
 
     def _check_time(self) -> None:
         if self._timeout is not None and time.perf_counter() - self._begun > self._timeout:
-            self._ask()
+            self._ask_all()
             raise explain.timeout(self.logs, self._timeout)
 
     def _failure(self) -> RankError:
