@@ -1,4 +1,4 @@
-"""Judges predictions: numbers that a run or a simulation then gives."""
+"""Judges predictions: numbers and words that a run or a simulation then gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, is_blank
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import ESTIMATE
 
-__all__ = ["Estimate", "judge_estimates"]
+__all__ = ["Choice", "Estimate", "judge_estimates"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,37 @@ class Estimate:
         return text, Wrong, mistake
 
 
-def judge_estimates(estimates: Sequence[Estimate], points: float) -> Passed:
+@dataclass(frozen=True)
+class Choice:
+    """One answer to choose.
+
+    Attributes:
+        name: of the learner's variable.
+        value: the learner's.
+        right: the answer that a run or a simulation gives.
+        words: all that there are to choose from.
+        mistake: that a wrong one shows.
+    """
+
+    name: str
+    value: Any
+    right: str
+    words: Sequence[str]
+    mistake: Mistake
+
+    def judge(self) -> tuple[str, type[Verdict], Mistake]:
+        """What there is to say, the verdict, and the mistake that explains it."""
+        if is_blank(self.value):
+            return f"`{self.name}` has no answer yet.", Unfinished, self.mistake
+        answer = " ".join(self.value.lower().split()) if isinstance(self.value, str) else self.value
+        if answer not in self.words:
+            return f"`{self.name}` must be one of {', '.join(map(repr, self.words))}.", Wrong, self.mistake
+        if answer == self.right:
+            return f"`{self.name}`: {answer!r} is right.", Passed, self.mistake
+        return f"`{self.name}`: it is not {answer!r}.", Wrong, self.mistake
+
+
+def judge_estimates(estimates: Sequence[Estimate | Choice], points: float) -> Passed:
     """Judge predictions, each on its own.
 
     Args:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ppkit.checks.judge import Unfinished, Wrong
 from ppkit.checks.messages import Expected
+from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, SCHEDULE
 from ppkit.checks.trial import on_ranks
 from ppkit.errors import ScheduleError
@@ -21,6 +23,7 @@ def run_builder(
     sizes: Sequence[tuple[int, int]],
     *,
     stage_to_rank: Callable[[int, int], tuple[int, ...]] = lambda p, _m: tuple(range(p)),
+    explain: Callable[[Sequence[Sequence[Action]], int, int], Mistake | None] = lambda *_: None,
 ) -> list[Schedule]:
     """Call a learner's builder for every size, on a rank, and return its schedules.
 
@@ -29,6 +32,7 @@ def run_builder(
         builder: the learner's.
         sizes: numbers of ranks and of micro-batches.
         stage_to_rank: which rank holds each stage, for a size.
+        explain: finds the mistake in rows that cannot run, from them and the size.
 
     Raises:
         Unfinished: it returns nothing yet.
@@ -48,9 +52,20 @@ def run_builder(
         try:
             schedule = Schedule(where, p, len(holders), m, tuple(rows), holders).validate()
         except ScheduleError as error:
-            raise Wrong(error.message, mistake=SCHEDULE) from None
+            raise Wrong(error.message, mistake=explain(_actions(rows), p, m) or SCHEDULE) from None
         schedules.append(schedule.compute_only())
     return schedules
+
+
+def _actions(rows: Sequence[Any]) -> list[list[Action]]:
+    """What of the learner's texts are actions."""
+    found: list[list[Action]] = []
+    for row in rows:
+        found.append([])
+        for text in row if isinstance(row, list) else ():
+            with suppress(ScheduleError):
+                found[-1].append(Action.parse(text))
+    return found
 
 
 def order_of(row: Iterable[Action], op: Op) -> list[int]:

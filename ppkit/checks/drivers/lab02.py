@@ -15,7 +15,7 @@ from ppkit.checks.oracle import LEARNING_RATE, MOMENTUM
 from ppkit.checks.oracle_gpipe import Cut, Stored
 from ppkit.checks.reference import gpipe as reference
 
-__all__ = ["first_rank", "forward", "losses", "schedules", "train"]
+__all__ = ["first_rank", "forward", "losses", "run_steps", "schedules", "shapes_of", "train"]
 
 Function = Callable[..., Any]
 
@@ -83,9 +83,9 @@ def first_rank(first_rank_step: Function, stages: Sequence[nn.Module], cuts: Seq
     def step(cut: Cut, optimizer: torch.optim.Optimizer) -> Any:
         if rank == 0:
             return first_rank_step(stage, optimizer, list(cut.inputs))
-        return reference.gpipe_step(stage, optimizer, None, cut.targets, _shapes(cut, stage), rank, 2)
+        return reference.gpipe_step(stage, optimizer, None, cut.targets, shapes_of(cut, stage), rank, 2)
 
-    return _train(stage, cuts, step)
+    return run_steps(stage, cuts, step)
 
 
 def train(gpipe_step: Function, stages: Sequence[nn.Module], cuts: Sequence[Cut]) -> dict[str, Any]:
@@ -96,24 +96,33 @@ def train(gpipe_step: Function, stages: Sequence[nn.Module], cuts: Sequence[Cut]
 
     def step(cut: Cut, optimizer: torch.optim.Optimizer) -> Any:
         targets = list(cut.targets)
-        return gpipe_step(stage, optimizer, _inputs(cut, rank), targets, _shapes(cut, stage), rank, n_ranks)
+        return gpipe_step(stage, optimizer, _inputs(cut, rank), targets, shapes_of(cut, stage), rank, n_ranks)
 
-    return _train(stage, cuts, step)
+    return run_steps(stage, cuts, step)
 
 
 def _inputs(cut: Cut, rank: int) -> list[Tensor] | None:
     return [part.clone() for part in cut.inputs] if rank == 0 else None
 
 
-def _shapes(cut: Cut, stage: nn.Module) -> list[tuple[int, int]]:
+def shapes_of(cut: Cut, stage: nn.Module) -> list[tuple[int, int]]:
+    """Shapes of a stage's inputs."""
     return [(len(part), stage[0].in_features) for part in cut.inputs]  # type: ignore[index]  # stages are nn.Sequential
 
 
-def _train(stage: nn.Module, cuts: Sequence[Cut], step: Function) -> dict[str, Any]:
+def run_steps(stage: nn.Module, cuts: Sequence[Cut], step: Function, *, keep_inputs: bool = True) -> dict[str, Any]:
+    """Run a step on each batch; note losses, weights and the manner of it.
+
+    Args:
+        stage: of this rank.
+        cuts: the batches.
+        step: called with a batch and the optimizer.
+        keep_inputs: keep the stage's inputs alive, to tell buffers that are used again; it holds no graph.
+    """
     optimizer = torch.optim.SGD(stage.parameters(), LEARNING_RATE, MOMENTUM)
     losses: list[Any] = []
     weights = []
-    with _watched(stage) as watch:
+    with _watched(stage, keep_inputs) as watch:
         for cut in cuts:
             losses.append(number(step(cut, optimizer)))
             weights.append({name: parameter.detach().clone() for name, parameter in stage.named_parameters()})
@@ -121,7 +130,7 @@ def _train(stage: nn.Module, cuts: Sequence[Cut], step: Function) -> dict[str, A
 
 
 @contextmanager
-def _watched(stage: nn.Module) -> Iterator[dict[str, int]]:
+def _watched(stage: nn.Module, keep_inputs: bool) -> Iterator[dict[str, int]]:
     """Count backwards, those that keep their graph, and the buffers that the stage was called with."""
     watch = {"backwards": 0, "retained": 0, "calls": 0, "buffers": 0}
     kept: list[Any] = []
@@ -134,9 +143,10 @@ def _watched(stage: nn.Module) -> Iterator[dict[str, int]]:
         return plain(self, gradient, retain_graph, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        kept.append(inputs[0])  # alive, so that no other takes its place in memory
-        pointers.add(inputs[0].data_ptr())
-        watch.update(calls=len(kept), buffers=len(pointers))
+        if keep_inputs:
+            kept.append(inputs[0].detach())  # alive, so that no other takes its place in memory
+            pointers.add(inputs[0].data_ptr())
+            watch.update(calls=len(kept), buffers=len(pointers))
 
     Tensor.backward = backward  # type: ignore[method-assign]
     handle = stage.register_forward_pre_hook(note)

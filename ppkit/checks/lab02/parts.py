@@ -11,12 +11,13 @@ from torch.nn.functional import cross_entropy
 
 from ppkit.checks.drivers import lab02 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
-from ppkit.checks.messages import Expected, forward_messages
+from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G18, G19, G23, G24
 from ppkit.checks.mistakes.naive import N01, N02, NO_GRAPH
 from ppkit.checks.oracle import build_stages
-from ppkit.checks.oracle_gpipe import Cut, Stored, cut, forward_backward
+from ppkit.checks.oracle_gpipe import Cut, cut, forward_backward
+from ppkit.checks.steps import forward_expected
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference, equal, first_difference
 
@@ -101,12 +102,6 @@ def check_forward_all(forward_all: Any) -> Passed:
         timeline=trial.timeline,
         output=trial.output,
     )
-
-
-def forward_expected(stages: Sequence[torch.nn.Module], stored: Sequence[Stored]) -> Expected:
-    """The messages of all forwards."""
-    each = [forward_messages(stages, parts) for parts in stored]
-    return Expected(tuple(message for one in each for message in one.messages), each[0].parameter_bytes)
 
 
 def _judge_returned(trial: Trial, m: int) -> None:

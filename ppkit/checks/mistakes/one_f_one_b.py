@@ -1,0 +1,84 @@
+"""Hints for the mistakes of 1F1B: F33 to F41 of the catalogue."""
+
+from __future__ import annotations
+
+from ppkit.checks.mistakes import Mistake
+
+F33 = Mistake(
+    "F33",
+    "A rank runs one forward too many, or one too few, before its first backward.",
+    "The warm-up fills the ranks that come after this one. The last rank has nobody after it, and can begin its first "
+    "backward as soon as its first forward is done.",
+    "Your number of warm-up forwards, for the last rank and for the first. How many ranks come after each of them?",
+)
+
+F34 = Mistake(
+    "F34",
+    "With fewer micro-batches than ranks it goes wrong, with enough of them it is right.",
+    "A rank far from the end would like more warm-up forwards than there are micro-batches.",
+    "Your number of warm-up forwards, for the first of four ranks and two micro-batches.",
+)
+
+F35 = Mistake(
+    "F35",
+    "All ranks run the same number of forwards before their first backward.",
+    "The warm-up differs from rank to rank: it is long at the front of the pipeline and gets shorter towards its end. "
+    "Only so do the ranks meet in the steady state.",
+    "Your number of warm-up forwards: does the rank occur in it?",
+)
+
+F36 = Mistake(
+    "F36",
+    "A rank runs the backward of its newest micro-batch, while the gradient that arrives belongs to its oldest.",
+    "The last rank works through the micro-batches in their order, so their gradients come back in that order. "
+    "A rank that holds several must use them in the order in which it has made them.",
+    "The place where a stored micro-batch is taken out again. From which end?",
+)
+
+F37 = Mistake(
+    "F37",
+    "Some forwards never get their backward: the end of the schedule is missing or too short.",
+    "In the steady state each forward comes with one backward. Those that were ahead after the warm-up are still owed "
+    "when the forwards are over.",
+    "What comes after your steady state. How many backwards are left, on this rank?",
+)
+
+F38 = Mistake(
+    "F38",
+    "A deadlock in the steady state: two neighbours send to each other at the same time, and both wait.",
+    "A blocking send returns when the other side has received. In the steady state one neighbour sends an activation "
+    "while the other sends a gradient, and each waits for the other to receive.",
+    "The sends of your steady state: what could a rank do between beginning to send and being done with it?",
+)
+
+F39 = Mistake(
+    "F39",
+    "The order is 1F1B's, but the activations stay: a rank holds more micro-batches than its warm-up and one.",
+    "What a schedule saves in memory is saved only if nothing refers to a micro-batch's output after its backward. "
+    "A list that still holds it keeps its whole graph alive.",
+    "Everything that holds stage inputs, outputs or losses. What of it is still needed after the backward?",
+)
+
+F40 = Mistake(
+    "F40",
+    "This is what many texts say, and what the simulation does not show.",
+    "The idle time at the beginning and at the end comes from filling and draining the pipeline, once a step, in both "
+    "schedules. They differ in something else.",
+    "The two grids, side by side: count the idle cells of one rank in each.",
+)
+
+F41 = Mistake(
+    "F41",
+    "Numbers are right, but sends were begun that nobody waited for.",
+    "A send in flight reads its tensor until it is done, and tells of an error only to who waits. Who does not wait "
+    "may free or change the tensor too early; that it went well once is luck.",
+    "What your asynchronous sends return: where is it kept, and where is it waited for?",
+)
+
+NOT_ONE_F_ONE_B = Mistake(
+    "",
+    "The schedule can run, but it is not 1F1B: after the warm-up, forwards and backwards do not alternate.",
+    "After the warm-up each rank runs one forward, then one backward, in turn, until the forwards are over. "
+    "That is what bounds the activations that it holds.",
+    "The row that the report names, after its first backward.",
+)
