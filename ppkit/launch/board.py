@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ppkit.launch.frames import Frame
 
 _STATE = struct.Struct("<Qd")  # progress count, start of the pending call (0.0: none pending)
+_STEPS = struct.Struct("<Q")  # optimizer steps taken; behind the state
 _STATE_SIZE = 64  # one cache line a rank
 # A stamp tells of one call: tag, group, time, site; name, dtype, number of dimensions, reduction, root, six sizes.
 # Its number among the calls of that tag and group, from 1, is written last: only then it counts.
@@ -87,6 +88,15 @@ class Board:
         """Note that `rank` goes on."""
         self._progress += 1
         _STATE.pack_into(self._map, rank * _STATE_SIZE, self._progress, 0.0)
+
+    def step_taken(self, rank: int) -> None:
+        """Count an optimizer step of `rank`."""
+        at = rank * _STATE_SIZE + _STATE.size
+        _STEPS.pack_into(self._map, at, _STEPS.unpack_from(self._map, at)[0] + 1)
+
+    def steps(self) -> list[int]:
+        """Return how many optimizer steps each rank has taken."""
+        return [_STEPS.unpack_from(self._map, rank * _STATE_SIZE + _STATE.size)[0] for rank in range(self._n_ranks)]
 
     def state(self, rank: int) -> RankState:
         """Return what `rank` is doing now."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 _AFTER = 1.0  # seconds before a run is worth a live line
 _EVERY = 0.2
+_WINDOW = 5.0  # seconds over which steps a second are taken
 _WIDTH = 100
 
 
@@ -28,14 +31,21 @@ def labelled(outputs: tuple[str, ...]) -> str:
 
 
 class LiveLine:
-    """One line that tells, while a run takes more than a second, how long it has run and what was printed last.
+    """One line that tells, while a run takes more than a second, how far it is and what was printed last.
 
-    It is written over itself and wiped at the end. Set the environment variable PPKIT_LIVE=0 for none, as tests do
-    that compare a notebook's output.
+    Where ranks take optimizer steps, it names the rank that is furthest behind, its step, and its steps a second. It
+    is written over itself and wiped at the end. Set the environment variable PPKIT_LIVE=0 for none, as tests do that
+    compare a notebook's output.
+
+    Args:
+        paths: of each rank's output.
+        steps: returns how many optimizer steps each rank has taken.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], steps: Callable[[], list[int]]) -> None:
         self._paths = paths
+        self._steps = steps
+        self._seen: deque[tuple[float, int]] = deque()  # when the last rank was at which step, over the last seconds
         self._start = self._shown = time.perf_counter()
         self._length = 0
         self._enabled = os.environ.get("PPKIT_LIVE", "1") != "0" and "PYTEST_VERSION" not in os.environ
@@ -46,7 +56,20 @@ class LiveLine:
         if not self._enabled or now - self._start < _AFTER or now - self._shown < _EVERY:
             return
         self._shown = now
-        self._write(f"{now - self._start:5.1f} s, {doing}{self._last_print()}"[:_WIDTH])
+        self._write(f"{now - self._start:5.1f} s, {doing}{self._progress(now)}{self._last_print()}"[:_WIDTH])
+
+    def _progress(self, now: float) -> str:
+        """Return where the rank that is furthest behind is, and how fast it goes."""
+        steps = self._steps()
+        if not any(steps):
+            return ""
+        last, first = min(steps), max(steps)
+        self._seen.append((now, last))
+        while now - self._seen[0][0] > _WINDOW:
+            self._seen.popleft()
+        since, then = self._seen[0] if len(self._seen) > 1 else (self._start, 0)
+        ahead = f" (rank {steps.index(first)}: {first})" if first > last else ""
+        return f"; rank {steps.index(last)} at step {last}{ahead}, {(last - then) / (now - since):.3g} steps/s"
 
     def _last_print(self) -> str:
         """Return the last line of the rank that printed last."""

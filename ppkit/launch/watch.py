@@ -97,7 +97,7 @@ class Watcher:
             DeadlockError: when every rank that has not returned waits for another, and nothing moves.
             Interrupted: at an interrupt, with what each rank was doing.
         """
-        live = LiveLine(self._paths)
+        live = LiveLine(self._paths, self._board.steps)
         try:
             self._watch(live)
         except KeyboardInterrupt:

@@ -125,8 +125,9 @@ class Recorder:
         return number
 
     def step_taken(self) -> None:
-        """Start numbering micro-batches anew."""
+        """Count the step, and start numbering micro-batches anew."""
         self._microbatches.clear()
+        self.board.step_taken(self.rank)
 
     def compute(
         self,
