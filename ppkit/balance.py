@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ppkit.builders import one_f_one_b
 from ppkit.layers import ModelError
 from ppkit.partition import check_stages, equal_sizes, partition, stage_sums
+from ppkit.profiling import Layer, profile
 from ppkit.simulate import Costs, simulate
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
@@ -24,35 +18,6 @@ from ppkit.units import bytes_text, duration, number, percent
 __all__ = ["Balance", "Layer", "balance", "partition", "profile"]
 
 _BY = ("time", "memory")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer, measured.
-
-    Attributes:
-        name: its class, with its place in the model.
-        forward, backward: seconds for one micro-batch, the median of the repeats.
-        activation_bytes: what its forward keeps for its backward, parameters not counted.
-        output_bytes: what it hands to the next layer: the size of the message if the model is cut behind it.
-        parameter_bytes: of its own parameters.
-    """
-
-    name: str
-    forward: float
-    backward: float
-    activation_bytes: int
-    output_bytes: int
-    parameter_bytes: int
-
-    @property
-    def seconds(self) -> float:
-        """Forward and backward together."""
-        return self.forward + self.backward
-
-    def memory(self, n_in_flight: int, copies: int) -> int:
-        """Bytes that training holds: parameters, gradients and optimizer state, and activations in flight."""
-        return copies * self.parameter_bytes + n_in_flight * self.activation_bytes
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,138 +136,6 @@ def balance(
     measured = profile(layers, sample, repeats=repeats)
     costs = [layer.seconds if by == "time" else layer.memory(n_in_flight, copies) for layer in measured]
     return Balance(measured, tuple(partition(costs, n_stages)), by, n_in_flight, copies)
-
-
-def profile(model: Iterable[nn.Module], sample: Tensor | tuple[Tensor, ...], *, repeats: int = 7) -> tuple[Layer, ...]:
-    """Run each layer by itself, forward and backward, and note what it takes.
-
-    Gradients, buffers and random numbers are afterwards what they were before.
-
-    Args:
-        model: layers in order.
-        sample: one micro-batch for the first layer.
-        repeats: how often each is timed, after one run that does not count.
-
-    Returns:
-        one measurement a layer.
-
-    Raises:
-        ModelError: no layer, no repeat, or a layer that fails on what the one before it gives.
-    """
-    layers = list(model)
-    if not layers or repeats < 1:
-        raise ModelError(f"profile: got {len(layers)} layers and repeats={repeats}; both must be at least 1")
-    values, found = sample, []
-    for index, layer in enumerate(layers):
-        name = f"{index} {type(layer).__name__}"
-        try:
-            measured, values = _measure(layer, name, values, repeats)
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            raise ModelError(
-                f"profile: layer {name} failed on what it was given, {_shapes(values)}: {error}. The sample must be "
-                "one micro-batch for the first layer, and each layer must take what the one before it gives"
-            ) from error
-        found.append(measured)
-    return tuple(found)
-
-
-def _measure(layer: nn.Module, name: str, given: Any, repeats: int) -> tuple[Layer, Any]:
-    forward, backward = [], []
-    output: Any = None
-    with _left_as_it_was(layer):
-        for _ in range(repeats + 1):
-            inputs = _fresh(given)
-            seconds, output = _timed(partial(_call, layer, inputs))
-            forward.append(seconds)
-            backward.append(_timed(partial(_backward, output))[0])
-        kept = _kept_bytes(layer, _fresh(given))
-    parameters = sum(map(_nbytes, layer.parameters()))
-    sent = sum(map(_nbytes, _tensors(output)))
-    times = statistics.median(forward[1:]), statistics.median(backward[1:])  # the first one warms up
-    return Layer(name, *times, kept, sent, parameters), _fresh(output)
-
-
-@contextmanager
-def _left_as_it_was(layer: nn.Module) -> Iterator[None]:
-    """Put back what a training step changes: gradients, buffers such as running averages, and random numbers."""
-    grads = [(parameter, parameter.grad) for parameter in layer.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in layer.buffers()]
-    for parameter, _ in grads:
-        parameter.grad = None
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for parameter, grad in grads:
-            parameter.grad = grad
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
-def _call(layer: nn.Module, inputs: Any) -> Any:
-    return layer(*inputs) if isinstance(inputs, tuple) else layer(inputs)
-
-
-def _backward(output: Any) -> None:
-    outputs = [tensor for tensor in _tensors(output) if tensor.requires_grad]
-    if outputs:
-        torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
-
-
-def _fresh(values: Any) -> Any:
-    """The same numbers as a rank receives them: leaves without a history, which ask for a gradient where they can."""
-    if isinstance(values, tuple):
-        return tuple(map(_fresh, values))
-    return values.detach().requires_grad_(values.is_floating_point())
-
-
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    _settle()
-    start = time.perf_counter()
-    result = run()
-    _settle()
-    return time.perf_counter() - start, result
-
-
-def _settle() -> None:
-    """Wait for the GPU, which otherwise computes on while the clock is read."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def _kept_bytes(layer: nn.Module, inputs: Any) -> int:
-    """Bytes that one forward keeps for its backward: what lies in the same place once, and no parameter."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*layer.parameters(), *layer.buffers())}
-    kept: dict[int, dict[int, int]] = {}  # of each storage, the bytes seen from each address in it
-    limits: dict[int, int] = {}
-    alive = []  # a storage that is freed could give its address to the next one
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            views = kept.setdefault(storage.data_ptr(), {})
-            views[tensor.data_ptr()] = max(_nbytes(tensor), views.get(tensor.data_ptr(), 0))
-            limits[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _call(layer, inputs)
-    # A batch may be a small view of a large data set, which is not the layer's to keep.
-    return sum(min(limits[storage], sum(views.values())) for storage, views in kept.items())
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-
-
-def _shapes(values: Any) -> str:
-    return ", ".join(str(list(tensor.shape)) for tensor in _tensors(values)) or repr(values)
 
 
 # --- The table -------------------------------------------------------------------------------------
