@@ -14,12 +14,13 @@ import torch
 from benchmarks.data_parallel import data_parallel
 from benchmarks.executor import against_torch, emulated
 from benchmarks.importing import importing
-from benchmarks.launching import against_spawn, imports
+from benchmarks.launching import against_spawn, imports, round_trip
 from benchmarks.result import Result
 from benchmarks.timelines import drawing, emulation, observation
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Result]]] = {
     "launch": against_spawn,
+    "ranks": round_trip,
     "imports": imports,
     "emulation": emulation,
     "executor": against_torch,
