@@ -114,7 +114,7 @@ def lay_out(
         {index: [ways.skips[skip] for skip in skips if skip.source == index] for index in own},
         {index: [ways.skips[skip] for skip in skips if skip.target == index] for index in own},
         _header(schedule, rank, net, TAGS * ways.n_lines),
-        SharedParameters(sharing, own, schedule.stage_to_rank, group, net.wire),
+        SharedParameters(sharing, own, schedule.stage_to_rank, rank, group, TAGS * ways.n_lines + 1, net.wire),
     )
 
 

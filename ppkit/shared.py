@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ppkit.handshake import global_rank
 from ppkit.stage import PipelineError
 
 __all__ = ["SharedParameters", "Sharing", "check_equal", "digests", "shared_parameters"]
@@ -90,7 +89,10 @@ class SharedParameters:
         sharing: of all stages.
         modules: this rank's stages.
         stage_to_rank: for each stage its rank in the group.
-        group: the pipeline's process group; None for the default one.
+        rank: this one, in the group.
+        group: the pipeline's process group; None for the default one. Its messages do, since a group of its own would
+            have to be made by all ranks of a run, of which some may not be in this pipeline.
+        tag: the first of the messages' tags.
         wire: where the group's backend takes tensors from.
     """
 
@@ -99,26 +101,26 @@ class SharedParameters:
         sharing: Sharing,
         modules: Mapping[int, nn.Module],
         stage_to_rank: Sequence[int],
+        rank: int,
         group: Any,
+        tag: int,
         wire: torch.device,
     ) -> None:
         self._wire = wire
-        self._sets: list[tuple[list[nn.Parameter], Any]] = []
-        for name in sorted(sharing):
+        self._group = group
+        self._rank = rank
+        self._sets: list[tuple[list[nn.Parameter], list[int], int]] = []
+        for number, name in enumerate(sorted(sharing)):
             here = {stage: path for stage, path in sharing[name].items() if stage in modules}
             ranks = sorted({stage_to_rank[stage] for stage in sharing[name]})
             if not here:
                 continue
             own = {id(p): p for p in (_parameter(name, s, path, modules) for s, path in here.items())}
-            between = None
-            if len(ranks) > 1:
-                members = [global_rank(group, rank) for rank in ranks]
-                between = dist.new_group(members, use_local_synchronization=True)
-            self._sets.append((list(own.values()), between))
+            self._sets.append((list(own.values()), ranks, tag + number))
         self._before: dict[int, Tensor | None] = {}
 
     def _parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameters, _ in self._sets for parameter in parameters)
+        return (parameter for parameters, _, _ in self._sets for parameter in parameters)
 
     def begin(self) -> None:
         """Put the gradients of earlier steps aside, which are sums over the stages already."""
@@ -128,13 +130,18 @@ class SharedParameters:
 
     def add_up(self) -> None:
         """Give each parameter the sum of this step's gradients over all its stages."""
-        for parameters, between in self._sets:
-            total = torch.zeros_like(parameters[0], device=self._wire)
+        for parameters, ranks, tag in self._sets:
+            own = torch.zeros_like(parameters[0], device=self._wire)
             for parameter in parameters:
                 if parameter.grad is not None:
-                    total += parameter.grad.to(self._wire)
-            if between is not None:
-                dist.all_reduce(total, group=between)
+                    own += parameter.grad.to(self._wire)
+            parts = {rank: own if rank == self._rank else torch.empty_like(own) for rank in ranks}
+            others = [rank for rank in ranks if rank != self._rank]
+            works: list[Any] = [dist.isend(own, group=self._group, group_dst=rank, tag=tag) for rank in others]
+            works += [dist.irecv(parts[rank], group=self._group, group_src=rank, tag=tag) for rank in others]
+            for work in works:
+                work.wait()
+            total = torch.stack([parts[rank] for rank in ranks]).sum(0)  # in one order, so that all get the same
             for parameter in parameters:
                 before = self._before.pop(id(parameter))
                 summed = total.to(parameter.device, copy=True)
