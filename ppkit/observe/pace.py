@@ -22,6 +22,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.stages: dict[int, int] = {}  # numbers to train, by stage
+        self.has_followers = False  # something may go on at the end of a backward: to wait for its gradients' messages
         self._hooked: set[torch.Tensor] = set()
         self._start = 0.0
         self._rate = 0.0  # seconds a number; 0: nothing is spread
@@ -31,15 +32,17 @@ class Pace:
         """Know a stage that is called for the first time."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.stages[stage] = sum(parameter.numel() for parameter in parameters)
+        by_torch = isinstance(module, nn.parallel.DistributedDataParallel)
+        self.has_followers |= by_torch or any(parameter._post_accumulate_grad_hooks for parameter in parameters)
         if per_layer:
             for parameter in set(parameters) - self._hooked:
                 parameter.register_hook(self._hook(parameter.numel()))
             self._hooked.update(parameters)
 
-    def begin(self, start: float, seconds: float | None, stages: Iterable[int]) -> None:
-        """Spread the backward of some stages that began at `start` over `seconds`; None: take it as it comes."""
+    def begin(self, start: float, seconds: float, stages: Iterable[int]) -> None:
+        """Spread the backward of some stages that began at `start` over `seconds`."""
         total = sum(self.stages[stage] for stage in stages)
-        self._rate = seconds / total if seconds and total else 0.0
+        self._rate = seconds / total if total else 0.0
         self._start, self._done = start, 0
 
     def end(self) -> None:
