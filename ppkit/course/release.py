@@ -46,6 +46,7 @@ class StubSolutions(ClearSolutions):  # type: ignore[misc]  # nbgrader ships no 
     def preprocess_cell(
         self, cell: NotebookNode, resources: dict[str, Any], cell_index: int
     ) -> tuple[NotebookNode, dict[str, Any]]:
+        """Clear a cell's solution region."""
         stub = cell.metadata.get("ppkit", {}).pop("stub", None)
         if not cell.metadata.get("ppkit", True):
             del cell.metadata["ppkit"]
