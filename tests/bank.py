@@ -15,7 +15,7 @@ BANKS = Path(__file__).parent / "submissions"
 
 
 class Submission(NamedTuple):
-    """An answer, with what the check must say of a wrong one."""
+    """An answer (a tuple where a task asks for several functions), with what the check must say of a wrong one."""
 
     lab: str
     check: str
@@ -45,5 +45,6 @@ def bank(lab: str, kind: str) -> dict[str, Submission]:
 def graded(submission: Submission) -> tuple[Report, float]:
     """Run a submission's check; return its report and the seconds that it took."""
     began = time.perf_counter()
-    report = getattr(import_module(f"ppkit.checks.{submission.lab}"), submission.check)(submission.function)
+    answers = submission.function if isinstance(submission.function, tuple) else (submission.function,)
+    report = getattr(import_module(f"ppkit.checks.{submission.lab}"), submission.check)(*answers)
     return report, time.perf_counter() - began

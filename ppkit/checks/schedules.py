@@ -20,17 +20,17 @@ __all__ = ["order_of", "run_builder"]
 def run_builder(
     driver: Callable[..., Any],
     builder: Any,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, ...]],
     *,
-    stage_to_rank: Callable[[int, int], tuple[int, ...]] = lambda p, _m: tuple(range(p)),
-    explain: Callable[[Sequence[Sequence[Action]], int, int], Mistake | None] = lambda *_: None,
+    stage_to_rank: Callable[..., tuple[int, ...]] = lambda p, _m: tuple(range(p)),
+    explain: Callable[..., Mistake | None] = lambda *_: None,
 ) -> list[Schedule]:
     """Call a learner's builder for every size, on a rank, and return its schedules.
 
     Args:
         driver: calls it there, and returns plain lists of texts.
         builder: the learner's.
-        sizes: numbers of ranks and of micro-batches.
+        sizes: numbers of ranks and of micro-batches, and of chunks on each rank where there are several.
         stage_to_rank: which rank holds each stage, for a size.
         explain: finds the mistake in rows that cannot run, from them and the size.
 
@@ -40,19 +40,20 @@ def run_builder(
     """
     trial = on_ranks(driver, builder, sizes, n_ranks=1, where="your function", expected=Expected(()))
     schedules = []
-    for (p, m), rows in zip(sizes, trial.results[0], strict=True):
-        where = f"{p} stages, {m} micro-batches"
+    for size, rows in zip(sizes, trial.results[0], strict=True):
+        p, m, *chunks = size
+        where = f"{p} ranks, {m} micro-batches, {chunks[0]} chunks" if chunks else f"{p} stages, {m} micro-batches"
         if rows is None:
             raise Unfinished(f"{where}: your function returned None.")
         if not isinstance(rows, list):
             raise Wrong(
                 f"{where}: your function returned {rows}; it must return a list for each rank.", mistake=RETURNED
             )
-        holders = stage_to_rank(p, m)
+        holders = stage_to_rank(*size)
         try:
             schedule = Schedule(where, p, len(holders), m, tuple(rows), holders).validate()
         except ScheduleError as error:
-            raise Wrong(error.message, mistake=explain(_actions(rows), p, m) or SCHEDULE) from None
+            raise Wrong(error.message, mistake=explain(_actions(rows), *size) or SCHEDULE) from None
         schedules.append(schedule.compute_only())
     return schedules
 
