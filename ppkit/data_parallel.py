@@ -237,7 +237,8 @@ class GradientReducer:
             raise ReplicaError(
                 f"the backward gave no gradient to {', '.join(unused)}: the loss does not depend on "
                 f"{'it' if len(unused) == 1 else 'them'} here, and other replicas would wait for ever. Use every "
-                "parameter in every step, freeze those that you don't train, or let unused ones be found (find_unused_parameters=True).",
+                "parameter in every step, freeze those that you don't train, or let unused ones be found "
+                "(find_unused_parameters=True).",
                 values={"unused": tuple(unused)},
             )
 

@@ -178,7 +178,7 @@ def test_an_unused_parameter_is_an_error_that_names_it_and_not_a_hang() -> None:
         model = DistributedDataParallel(Net(), bucket_bytes=0)
         model(_batch(0, 4)[0], dist.get_rank() == 0).sum().backward()
 
-    with pytest.raises(RankError, match=r"gave no gradient to extra.weight, extra.bias.*find_unused_parameters=True") as caught:
+    with pytest.raises(RankError, match=r"gave no gradient to extra.weight.*find_unused_parameters=True") as caught:
         launch(train, timeout=20)
     assert caught.value.rank == 1
 
