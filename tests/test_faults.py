@@ -133,7 +133,9 @@ FAULTS = {
     "no memory": Fault(lambda: _on(1, lambda: torch.empty(2**60)), RankError, 1, "rank 1 raised RuntimeError"),
     "endless recursion": Fault(lambda: _on(1, _deep), RankError, 1, "rank 1 raised RecursionError"),
     "a module that is missing": Fault(_import_that_fails, RankError, 0, "rank 0 raised ModuleNotFoundError"),
-    "a result that cannot travel": Fault(lambda: (i for i in range(3)), RankError, 0, "cannot be sent back"),
+    "a result that cannot travel": Fault(
+        lambda: _on(0, lambda: (i for i in range(3)), lambda: None), RankError, 0, "cannot be sent back"
+    ),
     "sys.exit": Fault(lambda: _on(1, lambda: sys.exit(2)), RankError, 1, "rank 1 called sys.exit(2)"),
     "the group is left too early": Fault(lambda: _on(1, _leave_the_group), RankError, 1, "rank 1 raised ValueError"),
     "a flood of output": Fault(lambda: _on(1, _flood), RankError, 1, "rank 1 raised ValueError: no"),
