@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-__all__ = ["Batch", "Pass", "Training", "build_stages", "run", "train", "update"]
+__all__ = ["Batch", "Pass", "Training", "build_stages", "parameters", "run", "train", "update"]
 
 Batch = tuple[Tensor, Tensor]  # inputs [N, D], classes [N]
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
@@ -59,6 +59,11 @@ def build_stages(widths: Sequence[int], seed: int = 0) -> list[nn.Sequential]:
         torch.manual_seed(seed)
         layers = [nn.Linear(a, b, dtype=torch.float64) for a, b in pairwise(widths)]
     return [nn.Sequential(layer, nn.Tanh()) for layer in layers[:-1]] + [nn.Sequential(layers[-1])]
+
+
+def parameters(stage: nn.Module) -> dict[str, Tensor]:
+    """A stage's parameters by name."""
+    return {name: parameter.detach() for name, parameter in stage.named_parameters()}
 
 
 def run(stages: Sequence[nn.Module], batch: Batch, mistake: str = "") -> tuple[float, list[Pass]]:

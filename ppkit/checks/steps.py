@@ -13,7 +13,7 @@ from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G27, G32
 from ppkit.checks.mistakes.naive import N14
-from ppkit.checks.oracle import build_stages, run
+from ppkit.checks.oracle import build_stages, parameters, run
 from ppkit.checks.oracle_gpipe import Cut, Stored, cut, forward_backward, train
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
@@ -76,11 +76,6 @@ def train_trial(driver: Function, step: Function, stages: Sequence[torch.nn.Sequ
     )
 
 
-def parameters(stage: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A stage's parameters by name."""
-    return {name: parameter.detach() for name, parameter in stage.named_parameters()}
-
-
 def recognise(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], data: list[Cut]) -> None:
     """Refuse the weights after the first step that a known mistake gives."""
     n_optimizer_steps = sum(event.kind == "OPTIM" for event in trial.timeline.of_rank(rank))
@@ -111,10 +106,10 @@ def recognise(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], da
 
 def weights_difference(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], data: list[Cut]) -> str:
     """How a rank's weights differ from one process; refuse those that come of gradients never cleared."""
-    right, kept = train(stages, data).weights, train(stages, data, "never").weights
+    right = train(stages, data).weights
     for step, got in enumerate(trial.results[rank]["weights"]):
         if text := first_difference(got, right[step][rank]):
-            if step and all_equal(got, kept[step][rank]):
+            if step and all_equal(got, train(stages, data, "never").weights[step][rank]):
                 raise trial.wrong(f"after step {step}, {text}.", G22, rank=rank)
             return f"after step {step}, {text}."
     return ""

@@ -9,6 +9,6 @@
     classroom   a folder of submissions, several at a time
     nbgrader    the same grades for nbgrader's own commands
 
-It is no sandbox: the code runs with the rights of whoever grades. `CONTRIBUTING.md` and the README say what is kept
-out, and how a course grades in a container.
+It is no sandbox: the code runs with the rights of whoever grades. The README says what is kept out, and how
+a course grades in a container.
 """

@@ -11,6 +11,7 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
 
 from ppkit.grading.grade import grade
+from ppkit.grading.page import card
 
 __all__ = ["GradeOnRanks"]
 
@@ -36,8 +37,6 @@ class GradeOnRanks(NbGraderPreprocessor):  # type: ignore[misc]  # nbgrader ship
             cell.outputs, cell.execution_count = [], None
             task = tasks.get(cell.metadata.get("nbgrader", {}).get("grade_id", ""))
             if task:
-                flags = "".join(f"<li>{flag}</li>" for flag in task.flags)
-                note = f"<p>No points before a person has looked at this:</p><ul>{flags}</ul>" if flags else ""
-                data = {"text/plain": repr(task.points), "text/html": task.report._repr_html_() + note}
+                data = {"text/plain": repr(task.points), "text/html": card(task)}
                 cell.outputs = [nbformat.v4.new_output("execute_result", data, execution_count=None)]
         return nb, resources

@@ -6,7 +6,7 @@ from html import escape
 
 from ppkit.grading.grade import Grade, TaskGrade
 
-__all__ = ["page"]
+__all__ = ["card", "page"]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -46,14 +46,19 @@ def page(grade: Grade) -> str:
     )
 
 
-def _task(task: TaskGrade) -> str:
+def card(task: TaskGrade) -> str:
+    """Return the report's card, and below it what a person should look at."""
     flags = "".join(f"<li>{escape(flag)}</li>" for flag in task.flags)
+    note = f"<p><b>No points before a person has looked at this:</b></p><ul>{flags}</ul>" if flags else ""
+    return task.report._repr_html_() + note
+
+
+def _task(task: TaskGrade) -> str:
     timeline = task.report.timeline
     return "".join(
         [
             f"<section><h2>{escape(task.task.title)}</h2>",
-            task.report._repr_html_(),
-            f"<p><b>No points before a person has looked at this:</b></p><ul>{flags}</ul>" if flags else "",
+            card(task),
             f"<details><summary>What the ranks did</summary>{timeline.to_svg()}</details>" if timeline else "",
             "</section>",
         ]

@@ -15,7 +15,7 @@ from ppkit.checks.oracle import LEARNING_RATE, MOMENTUM
 from ppkit.checks.oracle_gpipe import Cut, Stored
 from ppkit.checks.reference import gpipe as reference
 
-__all__ = ["first_rank", "forward", "losses", "run_steps", "schedules", "shapes_of", "train"]
+__all__ = ["first_rank", "forward", "inputs_of", "losses", "run_steps", "schedules", "shapes_of", "train"]
 
 Function = Callable[..., Any]
 
@@ -51,13 +51,12 @@ def forward(forward_all: Function, stages: Sequence[nn.Module], cut: Cut, stored
     """Run the learner's forwards, then a backward of every micro-batch from the right gradient of its output."""
     rank, n_ranks = dist.get_rank(), dist.get_world_size()
     stage, right = stages[rank], [parts[rank] for parts in stored]
-    returned = forward_all(stage, _inputs(cut, rank), [tuple(part.input.shape) for part in right], rank, n_ranks)
+    returned = forward_all(stage, inputs_of(cut, rank), [tuple(part.input.shape) for part in right], rank, n_ranks)
     if not _is_stored(returned):
         return {"returned": shown(returned)}
     pairs = list(returned)
     seen: dict[str, Any] = {
         "outputs": [output.detach().clone() for _, output in pairs],
-        "inputs": [stage_input.detach().clone() for stage_input, _ in pairs],
         "buffers": len({stage_input.data_ptr() for stage_input, _ in pairs}),
         "graphs": [output.requires_grad for _, output in pairs],
     }
@@ -96,12 +95,13 @@ def train(gpipe_step: Function, stages: Sequence[nn.Module], cuts: Sequence[Cut]
 
     def step(cut: Cut, optimizer: torch.optim.Optimizer) -> Any:
         targets = list(cut.targets)
-        return gpipe_step(stage, optimizer, _inputs(cut, rank), targets, shapes_of(cut, stage), rank, n_ranks)
+        return gpipe_step(stage, optimizer, inputs_of(cut, rank), targets, shapes_of(cut, stage), rank, n_ranks)
 
     return run_steps(stage, cuts, step)
 
 
-def _inputs(cut: Cut, rank: int) -> list[Tensor] | None:
+def inputs_of(cut: Cut, rank: int) -> list[Tensor] | None:
+    """The micro-batches, on rank 0."""
     return [part.clone() for part in cut.inputs] if rank == 0 else None
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ppkit.checks.drivers.lab01 import shown
-from ppkit.checks.drivers.lab02 import run_steps, schedules, shapes_of
+from ppkit.checks.drivers.lab02 import inputs_of, run_steps, schedules, shapes_of
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.reference import one_f_one_b as reference
 
@@ -53,7 +53,7 @@ def train(one_f_one_b_step: Function, stages: Sequence[nn.Module], cuts: Sequenc
     stage = stages[rank]
 
     def step(cut: Cut, optimizer: torch.optim.Optimizer) -> Any:
-        inputs = [part.clone() for part in cut.inputs] if rank == 0 else None
-        return one_f_one_b_step(stage, optimizer, inputs, list(cut.targets), shapes_of(cut, stage), rank, n_ranks)
+        targets = list(cut.targets)
+        return one_f_one_b_step(stage, optimizer, inputs_of(cut, rank), targets, shapes_of(cut, stage), rank, n_ranks)
 
     return run_steps(stage, cuts, step, keep_inputs=False)

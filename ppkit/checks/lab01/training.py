@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +15,11 @@ from ppkit.checks.messages import Expected, backward_messages, forward_messages
 from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G22
 from ppkit.checks.mistakes.naive import ACTIVATION_BACK, N09_BACKWARD, N12, N12_FIRST, N13, N14
-from ppkit.checks.oracle import Batch, Training, build_stages, run, train
+from ppkit.checks.oracle import Batch, Training, build_stages, parameters, run, train
+from ppkit.checks.show import show_beside
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
 from ppkit.data import batches, digits
-from ppkit.emulate import Emulation, Link
-from ppkit.simulate import Costs, simulate
 
 __all__ = ["check_first_rank_step", "check_train_step", "show_losses", "show_step"]
 
@@ -43,12 +41,12 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
     trial = _train_trial(ranks.first_rank, first_rank_step, stages, data)
     weights = trial.results[0]["weights"][0]
     if _backward_comes_first(trial):
-        if all_equal(weights, _parameters(stages[0])):
+        if all_equal(weights, parameters(stages[0])):
             raise trial.unfinished("the bug is still in it: rank 0 learns nothing.", N09_BACKWARD)
         raise trial.wrong("it learns something else than in one process.", N09_BACKWARD, rank=0)
     if all_equal(weights, train(stages, data[:1], "N12").weights[0][0]):
         raise trial.wrong("it learned from the sum of its outputs.", N12_FIRST, rank=0)
-    if all_equal(weights, _parameters(stages[0])):
+    if all_equal(weights, parameters(stages[0])):
         raise trial.wrong("its parameters are what they were before the step.", N14, rank=0)
     _judge_training(trial, stages, data)
     return Passed(
@@ -137,7 +135,7 @@ def _train_trial(driver: Function, step: Function, stages: Sequence[torch.nn.Seq
 def _recognise(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[Batch]) -> None:
     """Refuse weights of the first step that a known mistake gives."""
     right = train(stages, data[:1]).weights[0]
-    initial = tuple(map(_parameters, stages))
+    initial = tuple(map(parameters, stages))
     suspects = (
         (N14, initial, "its parameters are what they were before the step"),
         (N12, train(stages, data[:1], "N12").weights[0], "it learned from the sum of its outputs"),
@@ -156,10 +154,6 @@ def _recognise(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[B
                     text = f"no gradient reached it: no message went from rank {rank + 1} to rank {rank}"
                     mistake = MISSING_MESSAGE
                 raise trial.wrong(f"{text}.", mistake, rank=rank)
-
-
-def _parameters(stage: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in stage.named_parameters()}
 
 
 def _sent(trial: Trial, sender: int, receiver: int) -> bool:
@@ -195,24 +189,6 @@ def _judge_loss(trial: Trial, step: int, right: Training) -> None:
 
 def show_step(train_step: Function) -> None:
     """Draw one step of the learner's on three emulated devices, and the naive schedule, on one time axis."""
-    from IPython.display import display
-
-    from ppkit.draw import gantt
-
     stages, data = _digits(3, 1)
-    costs = Costs(forward=0.020, backward=0.040, latency=0.002)
-    emulation = Emulation(forward=0.020, backward=0.040, link=Link(latency=0.002))
-    try:
-        require_function(train_step, "train_step", TRAIN_PARAMETERS)
-        trial = on_ranks(
-            *(ranks.train, train_step, stages, data),
-            n_ranks=3,
-            where="3 ranks",
-            expected=Expected(()),
-            emulate=emulation,
-        )
-    except Verdict as verdict:
-        print(verdict.text("Your step"))
-        return
-    timeline = trial.timeline.step(-1, clip=True) if trial.timeline.n_steps else trial.timeline
-    display(gantt(replace(timeline, name="your step"), simulate(naive(3), costs)))  # type: ignore[no-untyped-call]  # IPython's display has no types
+    schedule = naive(3)
+    show_beside(schedule, ranks.train, train_step, stages, data, name="train_step", parameters=TRAIN_PARAMETERS)

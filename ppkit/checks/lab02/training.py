@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ppkit.builders import gpipe
 from ppkit.checks.drivers import lab02 as ranks
 from ppkit.checks.judge import Passed, Verdict, graded, require_function
-from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes.general import WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G25, ONE_BY_ONE
 from ppkit.checks.oracle_gpipe import Cut, train
+from ppkit.checks.show import show_beside
 from ppkit.checks.steps import (
     STEP_PARAMETERS,
     digits_cut,
@@ -23,10 +22,8 @@ from ppkit.checks.steps import (
     train_trial,
     weights_difference,
 )
-from ppkit.checks.trial import Trial, on_ranks
+from ppkit.checks.trial import Trial
 from ppkit.checks.values import all_equal
-from ppkit.emulate import Emulation, Link
-from ppkit.simulate import Costs, simulate
 
 __all__ = ["check_first_rank_step", "check_gpipe_step", "show_step"]
 
@@ -108,24 +105,6 @@ def _judge_order(trial: Trial, rank: int, data: list[Cut]) -> None:
 
 def show_step(gpipe_step: Function) -> None:
     """Draw one step of the learner's on three emulated devices, and GPipe's schedule, on one time axis."""
-    from IPython.display import display
-
-    from ppkit.draw import gantt
-
     stages, data = digits_cut(3, ((3, 3, 3, 3),))
-    costs = Costs(forward=0.020, backward=0.040, latency=0.002)
-    emulation = Emulation(forward=0.020, backward=0.040, link=Link(latency=0.002))
-    try:
-        require_function(gpipe_step, "gpipe_step", STEP_PARAMETERS)
-        trial = on_ranks(
-            *(ranks.train, gpipe_step, stages, data),
-            n_ranks=3,
-            where="3 ranks",
-            expected=Expected(()),
-            emulate=emulation,
-        )
-    except Verdict as verdict:
-        print(verdict.text("Your step"))
-        return
-    timeline = trial.timeline.step(-1, clip=True) if trial.timeline.n_steps else trial.timeline
-    display(gantt(replace(timeline, name="your step"), simulate(gpipe(3, 4), costs)))  # type: ignore[no-untyped-call]  # IPython's display has no types
+    schedule = gpipe(3, 4)
+    show_beside(schedule, ranks.train, gpipe_step, stages, data, name="gpipe_step", parameters=STEP_PARAMETERS)

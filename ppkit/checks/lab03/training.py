@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ppkit.builders import one_f_one_b
 from ppkit.checks.drivers import lab03 as ranks
-from ppkit.checks.judge import Passed, Verdict, Wrong, graded, require_function
+from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab03.order import Order, judge_order
 from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.naive import N03, N09
 from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41
 from ppkit.checks.oracle_gpipe import Cut
+from ppkit.checks.show import show_beside
 from ppkit.checks.steps import (
     STEP_PARAMETERS,
     digits_cut,
@@ -29,9 +29,8 @@ from ppkit.checks.steps import (
 )
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference
-from ppkit.emulate import Emulation, Link
 from ppkit.observe.fields import NEVER_WAITED
-from ppkit.simulate import Costs, simulate
+from ppkit.simulate import simulate
 from ppkit.timeline import Timeline
 
 __all__ = ["check_exchange", "check_first_rank_step", "check_one_f_one_b_step", "show_step"]
@@ -198,24 +197,7 @@ def _explain_deadlock(verdict: Wrong, timeline: Timeline, m: int) -> None:
 
 def show_step(one_f_one_b_step: Function) -> None:
     """Draw one step of the learner's on three emulated devices, and 1F1B's schedule, on one time axis."""
-    from IPython.display import display
-
-    from ppkit.draw import gantt
-
-    stages, data = digits_cut(3, ((3,) * 6,))
-    costs = Costs(forward=0.020, backward=0.040, latency=0.002)
-    emulation = Emulation(forward=0.020, backward=0.040, link=Link(latency=0.002))
-    try:
-        require_function(one_f_one_b_step, "one_f_one_b_step", STEP_PARAMETERS)
-        trial = on_ranks(
-            *(ranks.train, one_f_one_b_step, stages, data),
-            n_ranks=3,
-            where="3 ranks",
-            expected=Expected(()),
-            emulate=emulation,
-        )
-    except Verdict as verdict:
-        print(verdict.text("Your step"))
-        return
-    timeline = trial.timeline.step(-1, clip=True) if trial.timeline.n_steps else trial.timeline
-    display(gantt(replace(timeline, name="your step"), simulate(one_f_one_b(3, 6), costs)))  # type: ignore[no-untyped-call]  # IPython's display has no types
+    parts = digits_cut(3, ((3,) * 6,))
+    show_beside(
+        one_f_one_b(3, 6), ranks.train, one_f_one_b_step, *parts, name="one_f_one_b_step", parameters=STEP_PARAMETERS
+    )

