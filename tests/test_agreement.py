@@ -184,7 +184,9 @@ COLLECTIVES: dict[str, tuple[Callable[[], Any], int, str]] = {
     ),
     "reduce to other roots": (lambda: dist.reduce(torch.ones(4), _by_rank(0, 0, 1)), 2, "different roots in reduce"),
     "gather to other roots": (
-        lambda: dist.gather(torch.ones(1), _by_rank([torch.ones(1)] * 3, None), dst=_by_rank(0, 0, 2)),
+        lambda: dist.gather(
+            torch.ones(1), _by_rank([torch.ones(1)] * 3, None, [torch.ones(1)] * 3), dst=_by_rank(0, 0, 2)
+        ),
         2,
         "different roots in gather",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ppkit.checks.steps import (
 )
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference
+from ppkit.event import Event
 from ppkit.observe.fields import NEVER_WAITED
 from ppkit.simulate import simulate
 from ppkit.timeline import Timeline
@@ -83,9 +84,12 @@ def _judge_exchanged(trial: Trial, rank: int, seen: Sequence[Any]) -> None:
 
 
 def _require_waits(trial: Trial) -> None:
-    for event in trial.timeline:
-        if event.kind == "SEND" and event.note == NEVER_WAITED:
-            raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=event.rank)
+    for event in _never_waited(trial.timeline):
+        raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=event.rank)
+
+
+def _never_waited(timeline: Timeline) -> Iterator[Event]:
+    return (event for event in timeline if event.kind == "SEND" and event.note == NEVER_WAITED)
 
 
 # Task 4: find the bug
@@ -191,8 +195,9 @@ def _explain_deadlock(verdict: Wrong, timeline: Timeline, m: int) -> None:
     if found:
         rank, text, verdict.mistake = found
         verdict.facts = (*verdict.facts, f"Until then, on rank {rank}, {text}.")
-    elif any(event.kind == "SEND" and event.note == NEVER_WAITED and event.message is None for event in timeline):
-        verdict.mistake = F41
+    elif lost := next((e for e in _never_waited(timeline) if e.message is None), None):
+        rank, verdict.mistake = lost.rank, F41
+        verdict.facts = (*verdict.facts, f"On rank {rank}, its {lost.label} was never waited for, and never arrived.")
 
 
 def show_step(one_f_one_b_step: Function) -> None:

@@ -6,6 +6,8 @@ and words that the report must hold. A code of None stands for a mistake that is
 
 # ruff: noqa: F821  # the test gives `fails`
 
+import time
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -125,6 +127,7 @@ def step_with(
     keep=False,
     wait=True,
     blocking=False,
+    pause=0.0,
     scale=lambda n, n_rows, m: n / n_rows,
 ):
     def step(stage, optimizer, microbatches, targets, shapes, rank, n_ranks):
@@ -158,6 +161,7 @@ def step_with(
                 total += loss.item()
                 loss.backward(retain_graph=keep)
             else:
+                time.sleep(pause)
                 dist.recv(grad := torch.empty_like(y), rank + 1)
                 y.backward(grad, retain_graph=keep)
             if rank:
@@ -190,6 +194,7 @@ step("pops_the_newest", "F36", "backwards go in the order", newest=True)
 step("blocking_sends_meet", "F38", "deadlock", blocking=True)
 step("never_lets_go_of_graphs", "F39", "it held", keep=True)
 step("sends_never_waited_for", "F41", "never waited for", wait=False)
+step("sends_lost_at_the_end", "F41", "never waited for", wait=False, pause=0.2)  # the last rank ends before they go
 step("loss_not_scaled", "G18", "unscaled", scale=lambda n, n_rows, m: 1.0)
 step("mean_of_means", "G20", "small micro-batches", scale=lambda n, n_rows, m: 1 / m)
 step("stops_before_the_cool_down", "F37", cool_down=False)
