@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["IdleCauses", "IdleTable", "idle_causes", "split"]
 
+_DUST = 1e-12  # of the makespan; sums of floating-point durations differ by less
+
 
 class IdleCauses(NamedTuple):
     """Seconds in which one rank computes nothing, by cause; together they are its idle time.
@@ -90,6 +92,8 @@ def _of_rank(timeline: Timeline, rank: int, waited: Sequence[Wait], unexplained:
     longest = max((wait.event.duration for wait in waited), default=0.0)
     starts = [wait.event.start for wait in waited]
     for (_, start), (end, _) in pairwise(spans):
+        if end - start < _DUST * timeline.makespan:
+            continue  # rounding: the two meet
         first = bisect_left(starts, start - longest)
         one, other, rest = split(start, end, waited[first : bisect_left(starts, end)])
         waiting, communication, left = waiting + one, communication + other, left + rest

@@ -32,6 +32,12 @@ def test_gpipe_fills_waits_and_drains() -> None:
     )
 
 
+def test_rounding_is_no_idle_time() -> None:
+    timeline = simulate(one_f_one_b(4, 12), Costs(forward=0.02, backward=0.04))
+    assert timeline.idle_causes()[3].waiting == 0.0
+    assert "ns" not in repr(timeline.idle_causes())
+
+
 def test_a_message_on_its_way_is_communication() -> None:
     # 0F0 0-1, there at 3; 1F0 3-4, 1B0 4-6, its gradient there at 8; 0B0 8-10. Rank 0 waits from 1 on.
     timeline = simulate(gpipe(2, 1), Costs(forward=1, backward=2, latency=2))
