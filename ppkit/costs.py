@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ppkit.errors import CostsError
 from ppkit.schedule import Op, Schedule, check_count
 
-__all__ = ["Costs", "PerStage"]
+__all__ = ["Costs", "PerStage", "Reduction"]
 
 PerStage: TypeAlias = "float | Sequence[float]"
 Sizes: TypeAlias = "int | Sequence[int]"
+
+
+class Reduction(NamedTuple):
+    """One all-reduce of gradients of a stage: all of them, or a bucket."""
+
+    complete: float  # the part of the stage's last backward after which these gradients are there
+    seconds: float
+    sent: int  # bytes, by each rank
+    bucket: int | None  # its number; None: all at once
+    nbytes: float  # of these gradients
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +42,8 @@ class Costs:
             (the last one's is not used); the gradient that comes back is as large.
         n_replicas: data-parallel replicas of each stage, whose gradients a ``REDUCE`` sums.
         reduce_seconds: seconds of a ``REDUCE``; left out: what a ring all-reduce takes on these links.
+        bucket_bytes: gradients are reduced in buckets of so many bytes, under the stage's last backward too; left
+            out: all of a stage's at once, after it.
         parameter_bytes: bytes of a stage's parameters.
         gradient_bytes: bytes of their gradients; left out: as many as of the parameters.
         optimizer_bytes: bytes of the optimizer's state: for Adam two numbers a parameter, for plain SGD none.
@@ -56,6 +68,7 @@ class Costs:
     activation_bytes: Sizes = 0
     n_replicas: int = 1
     reduce_seconds: PerStage | None = None
+    bucket_bytes: int | None = None
     parameter_bytes: Sizes = 0
     gradient_bytes: Sizes | None = None
     optimizer_bytes: Sizes = 0
@@ -67,13 +80,15 @@ class Costs:
             value = getattr(self, field.name)
             if value is None and field.default is None:
                 continue
-            if field.name in ("latency", "bandwidth", "n_replicas"):
+            if field.name in _SCALARS:
                 checked: Any = _number(field.name, value, value)
             else:
                 checked = _per_stage(field.name, value)
             object.__setattr__(self, field.name, checked)
         if self.bandwidth == 0:
             raise CostsError("bandwidth must be more than 0 bytes per second, or None for no limit; got 0")
+        if self.bucket_bytes == 0:
+            raise CostsError("bucket_bytes must be more than 0, or None to reduce a stage at once; got 0")
         if self.n_replicas < 1:
             raise CostsError("n_replicas must be 1 or more: the pipeline itself is one", values={"n_replicas": 0})
         object.__setattr__(self, "n_replicas", int(self.n_replicas))
@@ -130,6 +145,28 @@ class Costs:
             seconds = self._values("reduce_seconds", n_stages)
         return tuple(zip(seconds, map(round, sent), strict=True))
 
+    def reductions(self, n_stages: int) -> tuple[tuple[Reduction, ...], ...]:
+        """For each of ``n_stages`` the all-reduces that its ``REDUCE`` is, in their order; CostsError too.
+
+        A backward completes a stage's gradients evenly, byte by byte, so that the first of four equal buckets is full
+        after a quarter of it. The last bucket may be smaller than the others.
+        """
+        sizes, whole = self.sizes("gradient_bytes", n_stages), self.reduce(n_stages)
+        return tuple(tuple(self._buckets(*one)) for one in zip(sizes, whole, strict=True))
+
+    def _buckets(self, nbytes: int, whole: tuple[float, int]) -> Iterator[Reduction]:
+        seconds, sent = whole
+        if self.bucket_bytes is None or not nbytes:
+            yield Reduction(1.0, seconds, sent, None, nbytes)
+            return
+        latency = 2 * (self.n_replicas - 1) * self.latency if self.reduce_seconds is None else 0.0  # of each bucket
+        for number in range(math.ceil(nbytes / self.bucket_bytes)):
+            end = min((number + 1) * self.bucket_bytes, nbytes)
+            size = end - number * self.bucket_bytes
+            share = size / nbytes
+            own = latency + (seconds - latency) * share
+            yield Reduction(end / nbytes, own, round(sent * share), number, size)
+
     def transfer(self, schedule: Schedule) -> tuple[float, ...]:
         """Seconds of a message between each stage of ``schedule`` and the next; 0 within a rank."""
         ranks = schedule.stage_to_rank
@@ -178,7 +215,9 @@ class Costs:
 
 
 # What a chunk has as much of as a whole stage.
-_WHOLE = ("latency", "bandwidth", "activation_bytes", "n_replicas")
+_WHOLE = ("latency", "bandwidth", "activation_bytes", "n_replicas", "bucket_bytes")
+
+_SCALARS = ("latency", "bandwidth", "n_replicas", "bucket_bytes")
 
 _ALWAYS = ("forward", "backward")  # what every simulation uses; the rest is shown where it is not the default
 

@@ -1,8 +1,7 @@
-"""The hybrid: any pipeline schedule in each replica, gradients summed over the replicas while the rest computes."""
+"""The hybrid: any pipeline schedule in each replica, gradients summed over the replicas while backwards compute."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ppkit.buckets import BUCKET_BYTES
 from ppkit.mesh import DP, PP, Mesh, MeshError
 from ppkit.runtime import Pipeline, StepResult
-from ppkit.schedule import Schedule
+from ppkit.schedule import Op, Schedule
 from ppkit.shared import Sharing
+from ppkit.stage_reducer import StageReducer
 
 __all__ = ["Hybrid", "clip_grad_norm"]
 
@@ -23,8 +24,10 @@ class Hybrid:
 
     Every sample of the whole batch counts the same: the last stages agree on the batch's total weight, each
     replica's loss is scaled by its share, and gradients are summed over the replicas, so that shards may be uneven.
-    The sum of a stage runs while other stages still compute: it starts at the schedule's REDUCE, after the stage's
-    last backward. All ranks construct it, and call `step`, together.
+    A stage is reduced at the schedule's REDUCE. Where that comes right after the stage's last backward, as
+    `Schedule.with_reduce` puts it, its buckets start in that backward already, as soon as their gradients are
+    complete. All are waited for at the end of the step. Gradients are then parts of their bucket, which the next
+    step writes anew: clone what is to be kept. All ranks construct it, and call `step`, together.
 
     Args:
         schedule: of one replica; a REDUCE for each stage is written in where it has none.
@@ -34,9 +37,10 @@ class Hybrid:
         device, checkpoint: as for `Pipeline`.
         shared: parameters that several stages hold, as for `Pipeline`; summed over the stages in each replica.
         weigh: of a target, its weight in the loss; left out: the number of its samples.
+        bucket_bytes: a bucket is full when its gradients have so many bytes; 0: one for each parameter.
 
     Raises:
-        MeshError: the ranks do not fill the mesh.
+        MeshError: the ranks do not fill the mesh, or the schedule reduces some stages only.
         PipelineError, ScheduleError: as for `Pipeline`.
     """
 
@@ -51,29 +55,31 @@ class Hybrid:
         checkpoint: bool | Collection[int] = False,
         shared: Sharing | None = None,
         weigh: Callable[[Any], float] | None = None,
+        bucket_bytes: float = BUCKET_BYTES,
     ) -> None:
         self.mesh = Mesh(n_replicas, schedule.n_ranks).on_ranks()
         self._loss_fn, self._weigh, self._share = loss_fn, weigh, 1.0
+        schedule = _reduced(schedule)
         mine = [stage for stage, rank in enumerate(schedule.stage_to_rank) if rank == self.mesh.stage]
         self._modules = dict(modules) if isinstance(modules, Mapping) else dict(zip(mine, modules, strict=False))
         self._shared = shared or {}
         self._has_last = schedule.n_stages - 1 in mine
         for module in self._modules.values():
             self._same_start(module)
-        # A rank's stages may hold one and the same parameter: its gradient is complete after the last of them.
-        self._holders = Counter(id(w) for module in self._modules.values() for w in module.parameters())
-        self._open: Counter[int] = Counter()
         self._pipeline = Pipeline(
-            schedule.with_reduce(),
+            schedule,
             modules,
             self._scaled_loss,
             group=self.mesh.group(PP),
             device=device,
             checkpoint=checkpoint,
             reduce=self._reduce,
+            completes=self._open,
             shared=shared,
             weigh=weigh,
         )
+        order = [action.stage for action in schedule.actions[self.mesh.stage] if action.op is Op.REDUCE]
+        self._reducers = self._make_reducers(order, bucket_bytes) if n_replicas > 1 else {}
 
     def step(self, inputs: Any = None, targets: Any = None) -> StepResult:
         """One forward and backward of this replica's rows; gradients of the whole batch are added to `.grad`.
@@ -93,7 +99,8 @@ class Hybrid:
             total = mine.clone()
             dist.all_reduce(total, group=self.mesh.group(DP))
             self._share = (mine / total).item()
-        self._open = self._holders.copy()
+        for reducer in self._reducers.values():
+            reducer.begin()
         return self._pipeline.step(inputs, targets)
 
     def shard(self, batch: Tensor) -> Tensor:
@@ -121,10 +128,22 @@ class Hybrid:
     def _scaled_loss(self, output: Any, target: Any) -> Tensor:
         return self._loss_fn(output, target) * self._share
 
-    def _reduce(self, stage: int, module: nn.Module) -> _FlatSum | None:
-        self._open.subtract(id(w) for w in module.parameters())
-        grads = [w.grad for w in module.parameters() if w.grad is not None and not self._open[id(w)]]
-        return _FlatSum(grads, self.mesh.group(DP)) if grads and self.mesh.n_replicas > 1 else None
+    def _make_reducers(self, order: Sequence[int], bucket_bytes: float) -> dict[int, StageReducer]:
+        """For each stage its reducer, of those parameters whose gradients it completes."""
+        # A rank's stages may hold one and the same parameter: its gradient is complete after the last of them.
+        last = {id(w): stage for stage in order for w in self._modules[stage].parameters()}
+        own = {
+            stage: [(name, w) for name, w in self._modules[stage].named_parameters() if last[id(w)] == stage]
+            for stage in order
+        }
+        return {s: StageReducer(s, named, self.mesh.group(DP), bucket_bytes) for s, named in own.items() if named}
+
+    def _open(self, stage: int, module: nn.Module) -> None:
+        if stage in self._reducers:
+            self._reducers[stage].open()
+
+    def _reduce(self, stage: int, module: nn.Module) -> StageReducer | None:
+        return self._reducers[stage].reduce() if stage in self._reducers else None
 
     def _same_start(self, module: nn.Module) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -134,19 +153,17 @@ class Hybrid:
         return next((w.device for module in self._modules.values() for w in module.parameters()), torch.device("cpu"))
 
 
-class _FlatSum:
-    """Gradients summed over a group in one all-reduce, which runs while the rank goes on."""
-
-    def __init__(self, grads: Sequence[Tensor], group: Any) -> None:
-        self._grads = grads
-        self._flat = torch.cat([grad.reshape(-1) for grad in grads])
-        self._work = dist.all_reduce(self._flat, group=group, async_op=True)
-
-    def wait(self) -> None:
-        """Put the sums in place of the gradients."""
-        self._work.wait()
-        for grad, total in zip(self._grads, self._flat.split([grad.numel() for grad in self._grads]), strict=True):
-            grad.copy_(total.view_as(grad))
+def _reduced(schedule: Schedule) -> Schedule:
+    """The schedule, with a REDUCE for each stage."""
+    reduced = schedule.with_reduce()
+    stages = {action.stage for row in reduced.actions for action in row if action.op is Op.REDUCE}
+    if left := sorted(set(range(schedule.n_stages)) - stages):
+        raise MeshError(
+            f"{schedule.name} reduces some stages, but not {left}: their replicas would drift apart. Give each stage "
+            "a REDUCE, or leave all out, and they are written in",
+            stage=left[0],
+        )
+    return reduced
 
 
 def clip_grad_norm(

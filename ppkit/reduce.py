@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ppkit.errors import ScheduleError
 from ppkit.schedule import Action, Op, Schedule
 
-__all__ = ["with_reduce"]
+__all__ = ["completed_by", "with_reduce"]
 
 
 def with_reduce(schedule: Schedule) -> Schedule:
@@ -25,3 +26,27 @@ def _row_with_reduce(row: tuple[Action, ...]) -> tuple[Action, ...]:
     last = {action.stage: at for at, action in enumerate(row) if action.op in (Op.B, Op.W, Op.SEND_B)}
     due = {at: Action(stage, Op.REDUCE) for stage, at in last.items()}
     return tuple(item for at, action in enumerate(row) for item in (action, due.get(at)) if item is not None)
+
+
+def completed_by(row: Sequence[Action]) -> dict[int, int]:
+    """Where the gradients of a stage can be reduced while its last backward still completes them.
+
+    That is so if nothing but messages lies between this backward and the stage's ``REDUCE``. All replicas then start
+    its buckets at the same place among their collectives, whichever part of them starts early.
+
+    Args:
+        row: the actions of one rank, of a valid schedule.
+
+    Returns:
+        for each such stage the position of its last ``B`` or ``W``.
+    """
+    found: dict[int, int] = {}
+    last: int | None = None
+    for at, action in enumerate(row):
+        if action.op is Op.REDUCE:
+            if last is not None and row[last].stage == action.stage:
+                found[action.stage] = last
+            last = None
+        elif action.op.is_compute:
+            last = at if action.op in (Op.B, Op.W) else None
+    return found

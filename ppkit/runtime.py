@@ -14,10 +14,11 @@ from ppkit.batches import cut, n_samples, shares, signature
 from ppkit.errors import PpkitError
 from ppkit.layout import lay_out
 from ppkit.observe.operations import Operations
+from ppkit.reduce import completed_by
 from ppkit.routes import Sent
 from ppkit.schedule import Action, Op, Schedule
 from ppkit.shared import Sharing, shared_parameters
-from ppkit.stage import Gradients, PipelineError, Tensors
+from ppkit.stage import Gradients, PipelineError, Stage, Tensors
 
 __all__ = ["Pipeline", "PipelineError", "StepResult", "shared_parameters"]
 
@@ -58,6 +59,8 @@ class Pipeline:
             stages that do. Random numbers, such as dropout's, are drawn alike both times.
         reduce: called as ``reduce(stage, module)`` at each REDUCE; what it returns, if anything, is waited for at the
             end of the step.
+        completes: called as ``completes(stage, module)`` before the B or W that completes a stage's gradients, if
+            nothing but messages comes between that and its REDUCE: for hooks that begin to reduce in there.
         shared: parameters that several stages hold, as `shared_parameters` finds them; alike on all ranks. Their
             gradients are summed over the stages.
         weigh: of a micro-batch's target, its weight in the loss; left out: the number of its samples. For a loss that
@@ -78,6 +81,7 @@ class Pipeline:
         device: torch.device | str | None = None,
         checkpoint: bool | Collection[int] = False,
         reduce: Callable[[int, nn.Module], Any] | None = None,
+        completes: Callable[[int, nn.Module], None] | None = None,
         shared: Sharing | None = None,
         weigh: Callable[[Any], float] | None = None,
     ) -> None:
@@ -87,6 +91,9 @@ class Pipeline:
         self._trains = not schedule.forward_only
         self._loss_fn = loss_fn
         self._reduce_fn = reduce
+        self._completes = completes
+        row = self._layout.actions
+        self._last = {(stage, row[at].microbatch) for stage, at in completed_by(row).items()}
         self._weigh = weigh
         self._signature: object = None  # of the last step's inputs, on the first stage's rank
         self._failed: PipelineError | None = None
@@ -235,8 +242,9 @@ class Pipeline:
 
     def _backward(self, stage: int, i: int) -> None:
         output_grads = self._take_output_grads(stage, i)
-        with self._operations.run("B", stage, i, again=self._stages[stage].checkpoint):
-            input_grads = self._stages[stage].backward(i, output_grads)
+        own = self._announced(stage, i)
+        with self._operations.run("B", stage, i, module=own.module, again=own.checkpoint):
+            input_grads = own.backward(i, output_grads)
         self._hand_back(stage, i, input_grads)
 
     def _input_grad(self, stage: int, i: int) -> None:
@@ -246,8 +254,9 @@ class Pipeline:
         self._hand_back(stage, i, input_grads)
 
     def _weight_grad(self, stage: int, i: int) -> None:
-        with self._operations.run("W", stage, i):
-            self._stages[stage].weight_grad(i)
+        own = self._announced(stage, i)
+        with self._operations.run("W", stage, i, module=own.module):
+            own.weight_grad(i)
 
     def _send_backward(self, stage: int, i: int) -> None:
         self._sent[Op.SEND_B, stage, i] = self._onward[stage - 1].send_back(i, self._input_grads.pop((stage, i)))
@@ -262,6 +271,13 @@ class Pipeline:
             self._reductions.append(work)
 
     # Between them
+
+    def _announced(self, stage: int, i: int) -> Stage:
+        """The stage, whose gradients are about to grow; said, if it is for the last time."""
+        own = self._stages[stage]
+        if self._completes and (stage, i) in self._last:
+            self._completes(stage, own.module)
+        return own
 
     def _take_output_grads(self, stage: int, i: int) -> Gradients:
         """The gradients of all that a forward has made: for the next stage, or the loss, and for skips."""

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ppkit.clock import Walk, rules, walk
-from ppkit.costs import Costs
+from ppkit.costs import Costs, Reduction
 from ppkit.errors import CostsError, ScheduleError
 from ppkit.event import Event
 from ppkit.messages import channels
+from ppkit.reduce import completed_by
 from ppkit.schedule import Op, Schedule
+from ppkit.simulate_ddp import bucket_label
 from ppkit.timeline import Timeline
 from ppkit.validate import check_contents, check_waits
 
@@ -35,7 +37,10 @@ def simulate(schedule: Schedule, costs: Costs = _DEFAULT) -> Timeline:
     Every rank runs its actions in the schedule's order, each as soon as the rank is free and what it needs
     has arrived. Without SEND and RECV in it, a value is sent as soon as it is made and taken when it is needed.
     A REDUCE starts when its turn comes in its rank's order and the one before it is done, and runs beside the
-    computation: a rank goes on at once, but the step ends only when the last one is done.
+    computation: a rank goes on at once, but the step ends only when the last one is done. With
+    ``costs.bucket_bytes`` it is several all-reduces, one after another; and where nothing but messages comes
+    between the stage's last B or W and its REDUCE, each starts in there, when its part of the gradients is
+    complete: after the same part of that B or W, as `ppkit.hybrid` does it.
 
     Args:
         schedule: compute-only or with messages.
@@ -44,8 +49,8 @@ def simulate(schedule: Schedule, costs: Costs = _DEFAULT) -> Timeline:
     Returns:
         A timeline from second 0, its source ``"simulated"``. A SEND lasts from sent to arrived, and a RECV
         from when its rank waits for it, though not before it is sent, to when the rank has it: while it waits,
-        a rank's compute lane is idle. A REDUCE is a COLLECTIVE. An F's activation is held until the end of its B
-        or I, in a schedule that is forward only to its own end.
+        a rank's compute lane is idle. A REDUCE is a COLLECTIVE, or one for each bucket. An F's activation is held
+        until the end of its B or I, in a schedule that is forward only to its own end.
 
     Raises:
         ScheduleError: the schedule is not valid, or its ranks wait for each other for ever.
@@ -79,9 +84,10 @@ def _simulate(schedule: Schedule, costs: Costs) -> Timeline:
     check_waits(schedule, done)
     links = _links(schedule, transfer, costs.nbytes(schedule.n_stages))
     events: list[Event] = []
-    reduce = costs.reduce(schedule.n_stages)
+    reductions = costs.reductions(schedule.n_stages)
     for rank in range(schedule.n_ranks):
-        events += _events_of(schedule, rank, done, *links, reduce)
+        events += _events_of(schedule, rank, done, *links)
+        events += _reductions_of(schedule, rank, done, reductions)
     return Timeline(tuple(events), "simulated", schedule.n_ranks, schedule.name)
 
 
@@ -120,19 +126,15 @@ def _events_of(
     done: Walk,
     receives: _Links,
     sends: _Links,
-    reduce: Sequence[tuple[float, int]],
 ) -> Iterator[Event]:
-    """What ``rank`` does, in its order: receive, compute, send; and the all-reduces beside it."""
+    """What ``rank`` does, in its order: receive, compute, send."""
     row, ends, sent = schedule.actions[rank], done.ends[rank], done.sent
     last = (Op.F,) if schedule.forward_only else (Op.B, Op.I)
     freed = {(a.stage, a.microbatch): end for a, end in zip(row, ends, strict=True) if a.op in last}
-    free = reduced = 0.0  # when the rank was ready for this action, and its last all-reduce was done
+    free = 0.0  # when the rank was ready for this action
     for action, start, end in zip(row, done.starts[rank], ends, strict=True):
         stage, op, part = action.stage, action.op, action.microbatch
         if part is None:  # REDUCE: the clock lets nobody wait for it
-            begin, (seconds, nbytes) = max(start, reduced), reduce[stage]
-            reduced = begin + seconds
-            yield Event(rank, "COLLECTIVE", begin, reduced, stage, None, "all_reduce", nbytes=nbytes)
             continue
         if link := receives[op].get(stage):
             peer, value, seconds, nbytes, number = link
@@ -146,3 +148,22 @@ def _events_of(
             peer, _, seconds, nbytes, number = link
             yield Event(rank, "SEND", end, end + seconds, stage, part, "send", peer, None, nbytes, number + part)
         free = end
+
+
+def _reductions_of(
+    schedule: Schedule, rank: int, done: Walk, reductions: Sequence[Sequence[Reduction]]
+) -> Iterator[Event]:
+    """The all-reduces of ``rank``, one at a time, beside what it computes."""
+    row, starts, ends = schedule.actions[rank], done.starts[rank], done.ends[rank]
+    due = [at for at, action in enumerate(row) if action.op is Op.REDUCE]
+    under = completed_by(row) if due else {}  # the backward that a stage's buckets may start in
+    free = 0.0
+    for at in due:
+        stage = row[at].stage
+        last = under.get(stage, at)
+        for complete, seconds, sent, number, nbytes in reductions[stage]:
+            ready = starts[at] if complete == 1 else starts[last] + complete * (ends[last] - starts[last])
+            begin = max(ready, free)
+            free = begin + seconds
+            name = "all_reduce" if number is None else bucket_label(number, nbytes, f"stage {stage}")
+            yield Event(rank, "COLLECTIVE", begin, free, stage, None, name, nbytes=sent)

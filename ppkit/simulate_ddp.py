@@ -54,9 +54,9 @@ def fill_buckets(nbytes: Sequence[float], bucket_bytes: float) -> list[list[int]
     return buckets
 
 
-def bucket_label(index: int, nbytes: float) -> str:
-    """The name of a bucket on a timeline: "bucket 0 (1.2 MB)"."""
-    return f"bucket {index} ({bytes_text(nbytes)})"
+def bucket_label(index: int, nbytes: float, of: str = "") -> str:
+    """The name of a bucket on a timeline: "bucket 0 (1.2 MB)", or "bucket 0 of stage 3 (1.2 MB)"."""
+    return f"bucket {index}{' of ' * bool(of)}{of} ({bytes_text(nbytes)})"
 
 
 def simulate_data_parallel(

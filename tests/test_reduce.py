@@ -12,7 +12,8 @@ from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bub
 from ppkit.costs import Costs
 from ppkit.errors import CostsError, ScheduleError
 from ppkit.event import Event
-from ppkit.schedule import Op, Schedule
+from ppkit.reduce import completed_by
+from ppkit.schedule import Action, Op, Schedule
 from ppkit.simulate import simulate
 
 ALL = [
@@ -74,6 +75,25 @@ def test_only_a_valid_schedule_can_be_reduced() -> None:
         Schedule("mine", 1, 1, 2, ["0F0 0F1 0B0"]).with_reduce()  # type: ignore[arg-type]
 
 
+def test_buckets_may_start_in_a_backward_that_only_messages_part_from_the_reduce() -> None:
+    def under(*texts: str) -> dict[int, int]:
+        return completed_by([Action.parse(text) for row in texts for text in row.split()])
+
+    assert under("0F0 0F1 0B0 0B1 0SEND_B1 0REDUCE") == {0: 3}
+    assert under("0F0 0F1 0I0 0I1 0W0 0W1 0REDUCE") == {0: 5}
+    assert under("1F0 0F0 1B0 0B0 1REDUCE 0REDUCE") == {}  # stage 1's came before stage 0's backward
+    assert under("1F0 0F0 1B0 1REDUCE 0B0 0RECV_F1 0REDUCE") == {1: 2, 0: 4}
+    assert under("0F0 0B0") == {}
+
+
+@by_name
+def test_buckets_may_start_in_the_last_backward_of_every_stage(schedule: Schedule) -> None:
+    for full in (schedule.with_reduce(), schedule.with_comms().with_reduce()):
+        for row in full.actions:
+            last = {a.stage: at for at, a in enumerate(row) if a.op in (Op.B, Op.W)}
+            assert completed_by(row) == last
+
+
 # What it takes
 
 
@@ -107,6 +127,41 @@ def test_reductions_run_beside_the_computation_one_at_a_time() -> None:
     assert simulate(schedule.with_reduce(), Costs(forward=1, backward=2, reduce_seconds=[0, 2])).makespan == 12
 
 
+def test_buckets_start_under_the_last_backward_one_at_a_time() -> None:
+    # 100 bytes a stage in buckets of 40, 40 and 20. Chunk 1's last backward goes from 8 to 10, chunk 0's from 10 to 12.
+    schedule = interleaved_1f1b(1, 2, 2)
+    costs = Costs(1, 2, n_replicas=2, parameter_bytes=100, bandwidth=100, bucket_bytes=40)
+    found = [(e.name, e.start, e.end, e.nbytes) for e in reduces(schedule, costs)]
+    full = [8 + 0.4 * 2, 8 + 0.8 * 2, 10, 10 + 0.4 * 2, 10 + 0.8 * 2, 12]
+    names = [f"bucket {i} of stage {stage} ({40 if i < 2 else 20} B)" for stage in (1, 0) for i in range(3)]
+    assert [name for name, *_ in found] == names
+    assert [start for _, start, _, _ in found] == pytest.approx(full)
+    assert [end - start for _, start, end, _ in found] == pytest.approx([0.4, 0.4, 0.2] * 2)
+    assert [nbytes for *_, nbytes in found] == [40, 40, 20] * 2
+
+    queue = [e.end for e in reduces(schedule, dataclasses.replace(costs, latency=1))]  # 2.4 s each, not in 1 s
+    assert queue == pytest.approx([8.8 + 2.4, 8.8 + 4.8, 8.8 + 7.0, 8.8 + 9.4, 8.8 + 11.8, 8.8 + 14.0])
+    given = reduces(schedule, dataclasses.replace(costs, reduce_seconds=[1, 3]))
+    assert [e.duration for e in given] == pytest.approx([1.2, 1.2, 0.6, 0.4, 0.4, 0.2])
+
+
+@by_name
+def test_one_bucket_is_the_whole_stage_and_more_end_no_later(schedule: Schedule) -> None:
+    costs = Costs(n_replicas=2, parameter_bytes=40, bandwidth=10)
+    whole = simulate(schedule.with_reduce(), costs)
+    one = simulate(schedule.with_reduce(), dataclasses.replace(costs, bucket_bytes=40))
+    assert [e._replace(name="") for e in one] == [e._replace(name="") for e in whole]
+    many = simulate(schedule.with_reduce(), dataclasses.replace(costs, bucket_bytes=8))
+    assert many.makespan <= whole.makespan
+    assert many.bytes_sent == whole.bytes_sent
+
+
+def test_a_reduce_that_stands_apart_starts_all_buckets_there() -> None:
+    late = Schedule("mine", 1, 2, 1, ["0F0 1F0 1B0 0B0 1REDUCE 0REDUCE"], (0, 0))  # type: ignore[arg-type]
+    costs = Costs(n_replicas=2, parameter_bytes=100, bandwidth=100, bucket_bytes=50)
+    assert [e.start for e in simulate(late, costs) if e.kind == "COLLECTIVE"] == [6, 6.5, 7, 7.5]
+
+
 @by_name
 def test_a_step_ends_with_its_last_reduction_and_computes_as_without(schedule: Schedule) -> None:
     costs = Costs(n_replicas=2, parameter_bytes=40, bandwidth=10, latency=0.25)
@@ -130,6 +185,12 @@ def test_a_step_ends_with_its_last_reduction_and_computes_as_without(schedule: S
 def test_bad_number_of_replicas(bad: Any) -> None:
     with pytest.raises(CostsError, match="n_replicas must be"):
         Costs(n_replicas=bad)
+
+
+@pytest.mark.parametrize("bad", [0, 0.5, -1, True, "2", [2]])
+def test_bad_size_of_buckets(bad: Any) -> None:
+    with pytest.raises(CostsError, match="bucket_bytes must be"):
+        Costs(bucket_bytes=bad)
 
 
 @pytest.mark.parametrize("name", ["parameter_bytes", "gradient_bytes", "optimizer_bytes", "stored_bytes"])

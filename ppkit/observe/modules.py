@@ -67,8 +67,7 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
 
 
 def _first_call(recorder: Recorder, module: nn.Module, stage: int) -> None:
-    emulation = recorder.emulation
-    recorder.pace.add(stage, module, per_layer=emulation is not None and emulation.per_layer)
+    recorder.pace.add(stage, module, per_layer=recorder.spreads)
     if isinstance(module, nn.parallel.DistributedDataParallel):
         show_buckets(module)
 

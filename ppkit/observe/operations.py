@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ppkit.observe.fields import Row
     from ppkit.observe.recorder import Recorder
 
@@ -24,7 +26,14 @@ class Operations:
         self._held: dict[tuple[int, int], Row] = {}  # forwards whose activations are not freed yet
 
     def run(
-        self, kind: str, stage: int, microbatch: int, *, again: bool = False, keeps: bool = True
+        self,
+        kind: str,
+        stage: int,
+        microbatch: int,
+        *,
+        module: nn.Module | None = None,
+        again: bool = False,
+        keeps: bool = True,
     ) -> AbstractContextManager[None]:
         """Record what happens inside as one F, B, I or W, and nothing else that happens in it.
 
@@ -32,25 +41,41 @@ class Operations:
             kind: "F", "B", "I" or "W".
             stage: index of the stage.
             microbatch: index of the micro-batch.
+            module: of a B or W: whose gradients come in it, layer by layer if so emulated.
             again: the forward is computed once more in it, from its checkpoint.
             keeps: of an F: it keeps activations for a backward.
         """
-        return _NOTHING if recorder is None else self._record(recorder, kind, stage, microbatch, again, keeps)
+        if recorder is None:
+            return _NOTHING
+        return self._record(recorder, kind, stage, microbatch, module, again, keeps)
 
     @contextmanager
-    def _record(self, to: Recorder, kind: str, stage: int, microbatch: int, again: bool, keeps: bool) -> Iterator[None]:
+    def _record(
+        self,
+        to: Recorder,
+        kind: str,
+        stage: int,
+        microbatch: int,
+        module: nn.Module | None,
+        again: bool,
+        keeps: bool,
+    ) -> Iterator[None]:
         from ppkit.observe.modules import settle  # which imports much
 
         start = time.perf_counter()
+        stated = to.stated(kind, stage)
+        before = (to.stated("F", stage) or 0.0) if again else 0.0
         to.in_backward = True  # what modules and autograd do in here is part of this operation
+        if to.spreads and stated is not None and module is not None:
+            to.pace.spread(module, start + before, stated)
         try:
             yield
             settle(to)
         finally:
             to.in_backward = False
-        stated = to.stated(kind, stage)
-        if again and stated is not None:
-            stated += to.stated("F", stage) or 0.0
+            to.pace.end()
+        if stated is not None:
+            stated += before
         name = _NAMES[kind] + (", forward again" if again else "")
         row = to.compute(kind, start, stage, microbatch, stated, name)
         if not keeps:

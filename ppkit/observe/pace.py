@@ -21,14 +21,14 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self.stages: dict[int, int] = {}  # numbers to train, by stage
+        self.stages: dict[object, int] = {}  # numbers to train, by stage
         self.has_followers = False  # something may go on at the end of a backward: to wait for its gradients' messages
         self._hooked: set[torch.Tensor] = set()
         self._start = 0.0
         self._rate = 0.0  # seconds a number; 0: nothing is spread
         self._done = 0
 
-    def add(self, stage: int, module: nn.Module, per_layer: bool) -> None:
+    def add(self, stage: object, module: nn.Module, per_layer: bool) -> None:
         """Know a stage that is called for the first time."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.stages[stage] = sum(parameter.numel() for parameter in parameters)
@@ -39,11 +39,17 @@ class Pace:
                 parameter.register_hook(self._hook(parameter.numel()))
             self._hooked.update(parameters)
 
-    def begin(self, start: float, seconds: float, stages: Iterable[int]) -> None:
+    def begin(self, start: float, seconds: float, stages: Iterable[object]) -> None:
         """Spread the backward of some stages that began at `start` over `seconds`."""
         total = sum(self.stages[stage] for stage in stages)
         self._rate = seconds / total if total else 0.0
         self._start, self._done = start, 0
+
+    def spread(self, module: nn.Module, start: float, seconds: float) -> None:
+        """Spread the backward of a module that an executor runs."""
+        if module not in self.stages:
+            self.add(module, module, per_layer=True)
+        self.begin(start, seconds, [module])
 
     def end(self) -> None:
         """Spread no more."""

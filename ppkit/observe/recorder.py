@@ -155,6 +155,11 @@ class Recorder:
         """Return the emulated duration of an operation, or None."""
         return None if self.emulation is None else self.emulation.seconds(kind, stage)
 
+    @property
+    def spreads(self) -> bool:
+        """Whether the stated duration of a backward is spread over its layers."""
+        return self.emulation is not None and self.emulation.per_layer
+
     # Communication
 
     def communicate(self, row: Row) -> Row:

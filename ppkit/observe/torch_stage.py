@@ -30,12 +30,13 @@ class ObservedStage(PipelineStage):
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Torch's, recorded as a B, or as an I where the gradients of the weights come later."""
         full = kwargs.get("full_backward", True)
-        with self._operations.run("B" if full else "I", self.stage_index, bwd_chunk_id):
+        kind = "B" if full else "I"
+        with self._operations.run(kind, self.stage_index, bwd_chunk_id, module=self.submod if full else None):
             return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Torch's, recorded as a W."""
-        with self._operations.run("W", self.stage_index, bwd_chunk_id):
+        with self._operations.run("W", self.stage_index, bwd_chunk_id, module=self.submod):
             return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
     # Before the first step torch computes with made-up inputs, to learn the shapes of the messages.
