@@ -10,26 +10,33 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from ppkit.checks.drivers.limited import call_limited
 from ppkit.checks.judge import Unfinished, Verdict, Wrong
 from ppkit.checks.messages import Expected, explain_deadlock, explain_mismatch, explain_signal, require_messages
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT
+from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT, KILLED, MEMORY
 from ppkit.checks.mistakes.gpipe import G21, G23, G24
 from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, LaunchError, MismatchError, RankError
 from ppkit.launch import launch
+from ppkit.limits import has_memory_limits
 from ppkit.timeline import Timeline
+from ppkit.units import bytes_text
 
-__all__ = ["TIME_LIMIT", "Trial", "on_ranks"]
+__all__ = ["MEMORY_LIMIT", "TIME_LIMIT", "Trial", "on_ranks"]
 
 V = TypeVar("V", bound=Verdict)
 TIME_LIMIT = 10.0  # seconds; a right answer takes 0.2, and a busy server is slower than that
+MEMORY_LIMIT = 500_000_000  # bytes that a rank may take for an answer; a right one takes a few million
 
+_NO_MEMORY = r"can't allocate memory|not enough memory|bad_alloc|raised MemoryError"
+_ASKED = re.compile(r"(?:tried to allocate|buy new) (\d+) bytes|Unable to allocate (.+?) for")  # torch; numpy
 # What torch says -> the mistake behind it. The first that matches counts.
 _RAISED = (
     (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02_SENT),
     (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
+    (_NO_MEMORY, MEMORY),
     (r"contiguous", N08),
     (r"backward through the graph a second time", G24),
     (r"modified by an inplace operation", G23),
@@ -100,14 +107,21 @@ def on_ranks(
 
     Raises:
         Unfinished: the function still raises NotImplementedError.
-        Wrong: a rank raised, exited, crashed, waited for ever or took too long.
+        Wrong: a rank raised, exited, crashed, waited for ever, took too long or (on Linux, which can limit it) too much
+            memory.
     """
     try:
         # A word on stderr would cost the points of a graded cell, and a line that tells the time its stable output.
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             run = launch(
-                driver, *args, n_ranks=n_ranks, device="cpu", timeout=TIME_LIMIT, threads=1, emulate=emulate, show=False
+                *(call_limited, MEMORY_LIMIT, driver, *args),
+                n_ranks=n_ranks,
+                device="cpu",
+                timeout=TIME_LIMIT,
+                threads=1,
+                emulate=emulate,
+                show=False,
             )
     except LaunchError as error:
         raise Wrong(error.message, mistake=CANNOT_TRAVEL) from None
@@ -123,17 +137,36 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         return explain_deadlock(error, expected, where)
     if isinstance(error, MismatchError):
         return explain_mismatch(error, expected, where)
-    if error.kind == "signal":
+    if error.kind == "signal" and "SIGKILL" in error.message:
+        fact = f"{where}: {_first_part(error)}"
+        return Wrong(fact, mistake=KILLED, timeline=error.timeline, output=error.output)
+    if error.kind == "signal" and not re.search(_NO_MEMORY, error.message):
         return explain_signal(error, expected, where)
-    message = error.message.split("\n\nAfterwards")[0]
+    message = _first_part(error)
     fact, mistake = f"{where}: {message}", EXIT
     if error.kind == "timeout":
         fact = f"{where}: it had not come to its end after {TIME_LIMIT:g} s, and was ended."
         mistake = ENDLESS
-    elif error.kind == "exception":
+    elif error.kind in ("exception", "signal"):
         mistake = next((m for pattern, m in _RAISED if re.search(pattern, message)), EXCEPTION)
         if mistake is G23 and any(event.kind == "OPTIM" for event in error.timeline or ()):
             mistake = G21  # the weights were changed between a forward and its backward
         if mistake is N02_SENT and ("recv" in message or not expected.sends_back):
             mistake = EXCEPTION  # no gradient is sent there
+        if mistake is MEMORY:
+            fact = f"{where}: {_out_of_memory(error.rank, message)}"
     return Wrong(fact, mistake=mistake, timeline=error.timeline, output=error.output)
+
+
+def _first_part(error: RankError) -> str:
+    """What the rank that failed first has to say."""
+    return error.message.split("\n\nAfterwards")[0]
+
+
+def _out_of_memory(rank: int | None, message: str) -> str:
+    """What a rank asked for, where, and what there was."""
+    said, _, lines = message.partition("\n")
+    asked = _ASKED.search(said)
+    size = "more memory" if asked is None else asked[2] or f"{bytes_text(float(asked[1]))} more of memory"
+    limit = f"; in a check it may take {bytes_text(MEMORY_LIMIT)}" if has_memory_limits() else ""
+    return f"rank {rank} asked for {size}, which was not to be had{limit}.\n{lines}"

@@ -23,12 +23,13 @@ from typing import IO, Any
 import ppkit
 from ppkit.grading.sealed import close, open_in_grader
 from ppkit.grading.submission import Runnable
+from ppkit.limits import limit_memory
 
 __all__ = ["Answers", "collect"]
 
 CELL_SECONDS = 20.0  # a cell of a lab takes well under one
 _GRACE = 10.0  # for the process to start, and for a cell that ignores its end
-_MEMORY = 4 * 2**30  # bytes that cells may take
+_MEMORY = 4 * 2**30  # bytes that cells may take, beside what a process needs to begin with
 _RESTARTS = 8  # after that the rest of the notebook is left
 
 
@@ -146,10 +147,8 @@ def _too_long(*_: Any) -> None:
 
 
 def _main(descriptor: int) -> None:
-    import resource
-
     task = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    limit_memory(_MEMORY)
     signal.signal(signal.SIGALRM, _too_long)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module  # functions travel by value, as a notebook's do

@@ -56,6 +56,25 @@ ENDLESS = Mistake(
     "Every `while`, and what changes its condition.",
 )
 
+MEMORY = Mistake(
+    "",
+    "A rank asked for more memory than there is for it. The message says how much it asked for last, and at which "
+    "line.",
+    "All tensors of a task are small: a right answer takes a few million bytes. Either one tensor is far too large, "
+    "mostly because of a size in it that is no size of this task, or because two vectors were turned into a whole "
+    "table. Or a loop goes on and on, and keeps what each of its rounds makes.",
+    "The quoted line. Print the shape that it makes, and count how often it runs: "
+    "which of the two is not what you expect?",
+)
+
+KILLED = Mistake(
+    "",
+    "The process of a rank was killed from outside (SIGKILL), without a Python error.",
+    "Mostly the system does that, when the machine has no memory left: it takes the process that has most. "
+    "Who keeps what every round of a loop makes, or makes tensors far larger than the task's, comes to that.",
+    "What your function makes and keeps, and how often: print shapes, and the lengths of your lists.",
+)
+
 CRASH = Mistake(
     "",
     "The process of a rank was ended by the system, without a Python error.",
