@@ -98,6 +98,11 @@ class Board:
         """Return how many optimizer steps each rank has taken."""
         return [_STEPS.unpack_from(self._map, rank * _STATE_SIZE + _STATE.size)[0] for rank in range(self._n_ranks)]
 
+    def tell(self, rank: int, state: RankState, steps: int) -> None:
+        """Note of `rank` what another machine's board says."""
+        _STATE.pack_into(self._map, rank * _STATE_SIZE, state.progress, state.waiting_since or 0.0)
+        _STEPS.pack_into(self._map, rank * _STATE_SIZE + _STATE.size, steps)
+
     def state(self, rank: int) -> RankState:
         """Return what `rank` is doing now."""
         progress, since = _STATE.unpack_from(self._map, rank * _STATE_SIZE)

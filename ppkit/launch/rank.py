@@ -46,8 +46,10 @@ class Plan:
         emulation: durations to emulate, or None.
         environment, directory, path: the notebook's, at the time of the launch.
         sources: lines of the cells that the function comes from.
-        store: file by which the ranks find each other.
+        store: file by which the ranks find each other, or "tcp://HOST:PORT".
         kept: whether more runs may follow on the same processes.
+        board: file of the board that all ranks share; by default it lies in the folder of the run.
+        local: this rank's number on its machine, and how many are there; None where all are on one machine.
     """
 
     n_ranks: int
@@ -64,6 +66,8 @@ class Plan:
     sources: dict[str, list[str]] = field(default_factory=dict, repr=False)
     store: str = ""
     kept: bool = False
+    board: str = ""
+    local: tuple[int, int] | None = None
 
 
 class _Kept:
@@ -143,7 +147,8 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
     first = _kept.plan is None
     _kept.plan = plan
     if plan.observe:
-        observation.recorder.begin(rank, plan.n_ranks, Board(run_dir / "board", plan.n_ranks), plan.emulation)
+        board = Board(Path(plan.board or run_dir / "board"), plan.n_ranks)
+        observation.recorder.begin(rank, plan.n_ranks, board, plan.emulation)
         reporter.recorder = observation.recorder
     elif first:
         leave_alone(observation.undo)
@@ -160,6 +165,10 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
     random.seed(plan.seed)
     fn, args = pickle.loads((run_dir / "call").read_bytes())
     _join(rank, plan, plan.store)
+    if plan.local is not None:
+        from ppkit.launch.clocks import read_clock
+
+        reporter.tell_clock(read_clock(rank, plan.n_ranks))
     result = fn(*args)
     return result if plan.returns else None
 
@@ -171,8 +180,11 @@ def _join(rank: int, plan: Plan, path: str) -> None:
 
     if dist.is_initialized():
         return
+    if path.startswith("tcp://"):
+        host, _, port = path.removeprefix("tcp://").rpartition(":")
+        _kept.store = c10d.TCPStore(host, int(port), plan.n_ranks, is_master=False, wait_for_workers=False)
     # NCCL asks the store from threads of its own, which Python could keep waiting.
-    if sys.platform == "win32" or plan.backend == "nccl":
+    elif sys.platform == "win32" or plan.backend == "nccl":
         _kept.store = c10d.FileStore(path, plan.n_ranks)
     else:
         from ppkit.launch.store import LogStore
@@ -206,16 +218,18 @@ def _set_environment(rank: int, plan: Plan) -> None:
 
 def _torchrun_variables(rank: int, plan: Plan) -> dict[str, str]:
     """What torchrun sets: https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables."""
+    local_rank, n_local = plan.local or (rank, plan.n_ranks)
     variables: dict[str, object] = {
         "RANK": rank,
         "WORLD_SIZE": plan.n_ranks,
-        "LOCAL_RANK": plan.devices[rank] if plan.devices else rank,
-        "LOCAL_WORLD_SIZE": plan.n_ranks,
+        "LOCAL_RANK": plan.devices[rank] if plan.devices else local_rank,
+        "LOCAL_WORLD_SIZE": n_local,
         RANK_MARK: rank,
     }
     if not plan.devices:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # so that `torch.cuda.is_available()` says what the run uses
-    return {name: str(value) for name, value in variables.items()} | loopback()
+    found = {name: str(value) for name, value in variables.items()}
+    return found if plan.local else found | loopback()  # other machines are reached by another interface
 
 
 def _redirect_output(path: Path) -> None:

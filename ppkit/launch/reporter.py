@@ -12,9 +12,12 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppkit.launch.frames import is_internal, learner_frames
+
+if TYPE_CHECKING:
+    from ppkit.launch.clocks import Reading
 
 
 class Reporter:
@@ -54,6 +57,10 @@ class Reporter:
     def renewed(self, problem: str) -> None:
         """Say that the next run may come, or why not."""
         self._send(("renewed", problem))
+
+    def tell_clock(self, reading: Reading) -> None:
+        """Say how far this rank's clock is from rank 0's."""
+        self._send(("clock", reading))
 
     def succeed(self, data: bytes) -> None:
         """Send the packed result and the events."""

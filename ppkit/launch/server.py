@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The whole exchange. Notebook -> server: ("fork", run_dir) with one descriptor a rank, or ("kill", run_dir).
+# The whole exchange. Notebook -> server: ("fork", run_dir, first) with one descriptor for each rank from number `first`
+# on, or ("kill", run_dir).
 # Server -> notebook: ("ready",) once, then ("forked", run_dir), ("exited", run_dir, rank, status, when) and
 # ("failed", traceback). Server -> spare: (rank, run_dir) with one descriptor.
 HEADER = struct.Struct("<I")
@@ -124,7 +125,7 @@ class ForkServer:
         if self._sock in readable:
             message, fds = receive_with_fds(self._sock)
             if message[0] == "fork":
-                self._start(message[1], fds)
+                self._start(message[1], message[2], fds)
             else:
                 self._kill(message[1])
         elif not readable and renew:
@@ -136,9 +137,9 @@ class ForkServer:
 
     # Starting
 
-    def _start(self, run_dir: str, fds: list[int]) -> None:
-        for rank, fd in enumerate(fds):
-            pid = self._assign(rank, run_dir, fd) or self._fork_rank(rank, run_dir, fds)
+    def _start(self, run_dir: str, first: int, fds: list[int]) -> None:
+        for rank, fd in enumerate(fds, first):
+            pid = self._assign(rank, run_dir, fd) or self._fork_rank(rank, run_dir, fd, fds)
             self._ranks[pid] = (run_dir, rank)
         for fd in fds:
             os.close(fd)
@@ -157,13 +158,13 @@ class ForkServer:
             return pid
         return None
 
-    def _fork_rank(self, rank: int, run_dir: str, fds: list[int]) -> int:
+    def _fork_rank(self, rank: int, run_dir: str, control: int, fds: list[int]) -> int:
         pid = os.fork()
         if pid == 0:
             try:
-                self._let_go([fd for i, fd in enumerate(fds) if i != rank])
+                self._let_go([fd for fd in fds if fd != control])
                 name_process(f"{RANK_NAME} {rank}")
-                self._life.run_rank(rank, Path(run_dir), Connection(fds[rank]))
+                self._life.run_rank(rank, Path(run_dir), Connection(control))
             except BaseException:
                 traceback.print_exc()  # into the rank's output, which its error quotes
             os._exit(1)  # never back into the server's loop

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,18 @@ class SpawnTeam:
 
     Args:
         processes: of each rank.
+        first: number of the first of them.
         controls: control channel of each rank.
     """
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]], controls: list[Connection]) -> None:
-        self._processes = processes
+    def __init__(self, processes: list[subprocess.Popen[bytes]], first: int, controls: list[Connection]) -> None:
+        self._processes = dict(enumerate(processes, first))
         self._reported: set[int] = set()
         self.controls = controls
+
+    def wait(self, controls: list[Any], seconds: float) -> list[Any]:
+        """Return which of `controls` have something; wait for the first, so many seconds at most."""
+        return wait(controls, seconds)
 
     def watched(self) -> Sequence[Any]:
         """Return what to wait on besides the control channels."""
@@ -36,13 +41,13 @@ class SpawnTeam:
 
     def exits(self) -> list[Exit]:
         """Return the ends of ranks since the last call."""
-        ended = [r for r, p in enumerate(self._processes) if p.poll() is not None and r not in self._reported]
+        ended = [r for r, p in self._processes.items() if p.poll() is not None and r not in self._reported]
         self._reported.update(ended)
         return [Exit(rank, self._processes[rank].returncode, time.perf_counter()) for rank in ended]
 
     def kill(self) -> None:
         """End every rank at once."""
-        for process in self._processes:
+        for process in self._processes.values():
             process.kill()
             process.wait()
 
@@ -63,13 +68,13 @@ class SpawnStarter:
         finally:
             remove_folder(path)
 
-    def start(self, run_dir: Path, n_ranks: int) -> SpawnTeam:
-        """Start all ranks of a run."""
+    def start(self, run_dir: Path, n_ranks: int, first: int = 0) -> SpawnTeam:
+        """Start all ranks of a run, or those from number `first` on."""
         key = secrets.token_bytes(32)
         code = f"import sys; sys.path[:] = {sys.path!r}; from ppkit.launch.spawner import spawned; spawned()"
         with Listener(authkey=key) as listener:  # a named pipe on Windows, a socket file elsewhere
             processes = []
-            for rank in range(n_ranks):
+            for rank in range(first, first + n_ranks):
                 process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
                 hello = f"{rank}\n{run_dir}\n{listener.address}\n{key.hex()}\n"
                 assert process.stdin is not None  # PIPE above; for the type checker
@@ -80,7 +85,7 @@ class SpawnStarter:
             for _ in range(n_ranks):
                 connection = listener.accept()
                 connections[connection.recv()] = connection
-        return SpawnTeam(processes, [connections[rank] for rank in range(n_ranks)])
+        return SpawnTeam(processes, first, [connections[rank] for rank in sorted(connections)])
 
 
 def spawned() -> None:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -42,7 +42,10 @@ class Exit(NamedTuple):
 class Team(Protocol):
     """The processes of a run, as whoever watches them needs them."""
 
-    controls: list[Connection]
+    controls: list[Any]
+
+    def wait(self, controls: list[Any], seconds: float) -> list[Any]:
+        """Return which of `controls` have something, and of `watched()`; wait for the first, `seconds` at most."""
 
     def watched(self) -> Sequence[Any]:
         """Return what to wait on besides the control channels."""
@@ -63,8 +66,8 @@ class Starter(Protocol):
     def folder(self) -> AbstractContextManager[Path]:
         """Make a folder for a run, and remove it."""
 
-    def start(self, run_dir: Path, n_ranks: int) -> Team:
-        """Start all ranks of a run."""
+    def start(self, run_dir: Path, n_ranks: int, first: int = 0) -> Team:
+        """Start all ranks of a run, or those from number `first` on."""
 
 
 @contextmanager
@@ -97,6 +100,10 @@ class ForkTeam:
         self._run = run
         self.controls = controls
         self.ended: list[Exit] = []
+
+    def wait(self, controls: list[Any], seconds: float) -> list[Any]:
+        """Return which of `controls` have something, and of `watched()`; wait for the first, `seconds` at most."""
+        return wait([*controls, *self.watched()], seconds)
 
     def watched(self) -> Sequence[Any]:
         """Return what to wait on besides the control channels."""
@@ -166,13 +173,13 @@ class ForkStarter:
         finally:
             remove_folder(path)
 
-    def start(self, run_dir: Path, n_ranks: int) -> ForkTeam:
-        """Start all ranks of a run."""
+    def start(self, run_dir: Path, n_ranks: int, first: int = 0) -> ForkTeam:
+        """Start all ranks of a run, or those from number `first` on."""
         run = str(run_dir)
         pairs = [socket.socketpair() for _ in range(n_ranks)]
         try:
             with _uninterrupted():
-                send_with_fds(self._sock, ("fork", run), [theirs.fileno() for _, theirs in pairs])
+                send_with_fds(self._sock, ("fork", run, first), [theirs.fileno() for _, theirs in pairs])
             while self._receive()[:2] != ("forked", run):
                 pass  # what an interrupted start has left
         except BaseException:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ class Watcher:
             self._listen(min(_TICK, remaining))
 
     def _listen(self, seconds: float) -> None:
-        for ready in wait([*self._controls, *self._team.watched()], seconds):
+        for ready in self._team.wait(list(self._controls), seconds):
             if ready in self._controls:
                 self._hear(ready, self._controls[ready])
         for rank, code, when in self._team.exits():
