@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 _EARLY = 0.0002  # seconds
+_LAST = 0.0007  # likewise, for the last gradient: what its hooks do, such as to start a bucket, is in the stated time
 
 
 class Pace:
@@ -26,7 +27,7 @@ class Pace:
         self._hooked: set[torch.Tensor] = set()
         self._start = 0.0
         self._rate = 0.0  # seconds a number; 0: nothing is spread
-        self._done = 0
+        self._done = self._all = 0
 
     def add(self, stage: object, module: nn.Module, per_layer: bool) -> None:
         """Know a stage that is called for the first time."""
@@ -43,7 +44,7 @@ class Pace:
         """Spread the backward of some stages that began at `start` over `seconds`."""
         total = sum(self.stages[stage] for stage in stages)
         self._rate = seconds / total if total else 0.0
-        self._start, self._done = start, 0
+        self._start, self._done, self._all = start, 0, total
 
     def spread(self, module: nn.Module, start: float, seconds: float) -> None:
         """Spread the backward of a module that an executor runs."""
@@ -60,7 +61,8 @@ class Pace:
             if self._rate:
                 self._done += numbers
                 # A little early, and without the awake end of `sleep_until`: the backward's own end is exact.
-                time.sleep(max(0.0, self._start + self._done * self._rate - time.perf_counter() - _EARLY))
+                early = _EARLY if self._done < self._all else _LAST
+                time.sleep(max(0.0, self._start + self._done * self._rate - time.perf_counter() - early))
 
         return wait
 
