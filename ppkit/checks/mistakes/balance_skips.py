@@ -1,0 +1,208 @@
+"""Hints for the mistakes of balance, skips and recomputation: G31, H68, H69, and S92 to S108 of the catalogue."""
+
+from __future__ import annotations
+
+from ppkit.checks.mistakes import Mistake
+
+G31 = Mistake(
+    "G31",
+    "Without dropout all is right. With dropout, the gradients are those of another forward than the one whose output "
+    "was sent on.",
+    "Dropout draws new random numbers at every call. The second forward must leave out exactly what the first one "
+    "left out, or the gradient belongs to a model that nobody has used.",
+    "What a second call with the same input can change, and what must be remembered of the first so that it doesn't.",
+)
+
+H68 = Mistake(
+    "H68",
+    "The output of the first stage is used in two places, and only one of them counts in its gradient.",
+    "What is used twice changes the loss in two ways. Each user sends back its own part, and the gradient is what "
+    "the parts make together. If one is lost, nothing fails: the loss is right, and the first stage learns badly.",
+    "Follow one micro-batch back: which two messages bring a gradient for it to rank 0, and what has become of each "
+    "of them when the backward begins?",
+)
+
+H69 = Mistake(
+    "H69",
+    "This is right only if all stages take equally long, and here they don't: equally many layers are not equally "
+    "much work.",
+    "Every micro-batch has to pass every stage. Once the pipeline is full, the ranks move in the beat of the slowest "
+    "stage, and the others wait for it.",
+    "The costs of the layers, added up for each stage. Which sum sets the beat?",
+)
+
+S92 = Mistake(
+    "S92",
+    "The beat of the slowest stage is counted for every micro-batch, and the way through the other stages is left out.",
+    "The slowest stage is not at work from the beginning to the end: the first micro-batch has to reach it, and the "
+    "last one has to go on from it.",
+    "One single micro-batch: how long does its step take, and what does each further one add?",
+)
+
+S93 = Mistake(
+    "S93",
+    "More micro-batches do not make the ranks wait less than this: one kind of idle time shrinks, the other stays.",
+    "What shrinks is the time to fill and to drain the pipeline. In the middle, a rank with less work than the slowest "
+    "one waits for it at every single micro-batch.",
+    "The steady state alone: of one beat of the slowest stage, how long is each rank at work?",
+)
+
+OTHER_TIME = Mistake(
+    "",
+    "A number is not the one that the schedule gives. The report says whether it is too small or too large.",
+    "The first micro-batch passes all stages, one after the other. The next ones follow close behind it, "
+    "as close as the stage with the most work allows.",
+    "Draw two ranks, the second with twice the work of the first, and three micro-batches. When is each rank idle, "
+    "and what does one micro-batch more change?",
+)
+
+S94 = Mistake(
+    "S94",
+    "The stages are filled one after the other, by a rule that never looks back, and a better cut is missed.",
+    "A boundary that is good for the stage in front of it may leave too much for the stages behind it. "
+    "Which boundary is good is known only when those have been cut as well as can be.",
+    "The layers and costs in the report. Cut them on paper: which of your boundaries must move, "
+    "and what would your code have had to know there?",
+)
+
+NOT_THE_BEST = Mistake(
+    "",
+    "The cut is one, but another has a less expensive most expensive stage.",
+    "The slowest stage sets the pace, so the most expensive stage alone decides which of two cuts is better; "
+    "that the others are alike is worth nothing by itself.",
+    "The layers and costs in the report. Find the better cut on paper, and then the step of your code at which it "
+    "was lost.",
+)
+
+S95 = Mistake(
+    "S95",
+    "A small model is cut well, a larger one takes for ever.",
+    "The number of all cuts grows so fast that nobody can try them. But most of the work is repeated: the best cut of "
+    "the first few layers is asked for again and again.",
+    "How often your code computes the same thing for 48 layers and 8 stages. Which results could be kept, or in which "
+    "order could they be computed, each once?",
+)
+
+S96 = Mistake(
+    "S96",
+    "What came back is no cut: a stage is empty, a layer is lost, or the number of stages is another.",
+    "Every layer must lie on exactly one stage, and a rank without a layer has nothing to do. "
+    "A cut is told by the number of layers of each stage.",
+    "The line of the task's text that begins with *Returns*, beside what the report shows. Then the end of your loop: "
+    "does the last stage get what is left?",
+)
+
+S97 = Mistake(
+    "S97",
+    "There are more stages than layers, and your function does not say so as the task asks.",
+    "A model that cannot be cut so is a mistake of the caller. Who returns something all the same, or fails somewhere "
+    "inside, makes them look for it in the wrong place; who names the two numbers makes it plain.",
+    "What your function does before it begins to cut, and what it says then.",
+)
+
+S98 = Mistake(
+    "S98",
+    "A skip that would have to travel backwards was taken for a right one.",
+    "Stages run in order, and in a stage its uses run in order. What is popped must have been put aside before, or the "
+    "rank waits for a message that is sent only after its own work is done.",
+    "The moment at which your code sees a pop: what does it know by then, and what does it ask?",
+)
+
+S99 = Mistake(
+    "S99",
+    "A name that is used twice was taken for a right one.",
+    "The name is all that tells one skip from another. A second value of the same name would take the first one's "
+    "place, and a value that is taken out twice is there only once.",
+    "The two places where your code writes a name down: what does it do if the name is there already?",
+)
+
+S100 = Mistake(
+    "S100",
+    "A skip with one end was taken for a right one.",
+    "A value that nobody stashes never arrives, and the rank that pops it waits for ever. A value that nobody pops "
+    "takes memory, and its gradient is missing at the other end.",
+    "What your code still has to ask when it has seen all stages, and what when it meets a pop.",
+)
+
+S101 = Mistake(
+    "S101",
+    "A right arrangement was refused, or its stages are not those that the report lists.",
+    "A skip may lead over any number of stages, or over none: it may begin and end in one and the same stage. "
+    "Several skips may cross each other.",
+    "The arrangement in the report, use by use, through your code.",
+)
+
+NOT_NAMED = Mistake(
+    "",
+    "The arrangement is wrong and was refused, but not in the words that the task asks for.",
+    "Whoever reads the error has a model of many layers, and wants to know which skip to look at. An error that "
+    "comes from somewhere inside, such as a missing key, doesn't say.",
+    "The kind of your error, and its text, beside the line of the task's text that begins with *Raises*.",
+)
+
+S102 = Mistake(
+    "S102",
+    "Both parts of the gradient have arrived, and the first stage gets the wrong share of one of them.",
+    "Two users of one value are not two opinions of one number, of which one takes the middle, "
+    "and neither may count twice. Each part says how the loss changes by its own way.",
+    "The line in which the two parts become one. Try it in your head with the parts 1 and 3.",
+)
+
+S103 = Mistake(
+    "S103",
+    "The numbers are right, but each micro-batch goes backward through the stage twice, once for each part of its "
+    "gradient.",
+    "A backward is linear: half of the work is enough, if the parts come together before it. Twice is twice as long, "
+    "and the graph has to be kept for it.",
+    "Your loop over the two sources: what belongs inside it, and what behind it?",
+)
+
+S104 = Mistake(
+    "S104",
+    "The numbers are right, but the skip travels through a rank that has no use for it.",
+    "Any rank can send to any other. What is handed on by the ranks between is sent several times, and those have to "
+    "wait for it, and hold it.",
+    "The destinations of your sends on the first rank and on the last. The report says which messages were not sent.",
+)
+
+S105 = Mistake(
+    "S105",
+    "A deadlock of more than two ranks: each waits for the next one, and the last for the first.",
+    "With a skip the ranks no longer stand in a line, but in a ring: two ways lead from the first to the last, a short "
+    "and a long one. Who waits at the end of the short way may hold up the long one.",
+    "The calls in the report, one after the other. Which of these messages could be on its way already, "
+    "and whose turn should come first?",
+)
+
+S106 = Mistake(
+    "S106",
+    "The gradients are right, but forwards that come after a backward drop the same numbers as earlier ones.",
+    "To repeat a forward, the random numbers were turned back. If they stay there, the next forward draws once more "
+    "what has been drawn before, and its micro-batch is thinned out just as an older one was.",
+    "The state of the random numbers right after your backward, beside the state right before it.",
+)
+
+S107 = Mistake(
+    "S107",
+    "The numbers are right, but nothing was saved: between forward and backward a micro-batch holds as much as without "
+    "recomputation.",
+    "Whatever refers to a graph keeps all of its saved tensors alive. A forward leaves nothing behind only if autograd "
+    "has not recorded it, or if nobody holds its result.",
+    "What you keep of the first forward: does anything in it have a history?",
+)
+
+S108 = Mistake(
+    "S108",
+    "After the second backward, the parameters hold the gradients of this micro-batch alone.",
+    "The micro-batches of a step are one batch: each backward adds its share to what the parameters already hold. "
+    "If it takes the place of what was there, only the last micro-batch counts.",
+    "How the gradients of the parameters get where they are: what does that line do with a gradient that is there?",
+)
+
+OTHER_NUMBERS = Mistake(
+    "",
+    "The first forward already drops other numbers than a plain forward would.",
+    "The random numbers belong to the caller, who has seeded them. A forward that seeds them anew, or draws some for "
+    "itself, gives another training than one process; with one seed for all, each micro-batch drops the same numbers.",
+    "What your forward does with the random numbers before it calls the stage: need it change them, or only look?",
+)
