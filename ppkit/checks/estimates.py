@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppkit.checks.form import unwritten
 from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, is_blank
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import ESTIMATE
@@ -24,6 +25,7 @@ class Estimate:
         right: what comes out.
         unit: in words, with a space before it; "" for a fraction.
         known: mistakes by the wrong number that they give.
+        tolerance: how far from the right number the learner's may be, as a part of it.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Estimate:
     right: float
     unit: str = ""
     known: Mapping[float, Mistake] = field(default_factory=dict)
+    tolerance: float = 1e-3
 
     def judge(self) -> tuple[str, type[Verdict], Mistake]:
         """What there is to say, the verdict, and the mistake that explains it."""
@@ -42,7 +45,7 @@ class Estimate:
             guess = math.nan
         if math.isnan(guess):
             return f"`{self.name}` is no number: {self.value!r}.", Wrong, ESTIMATE
-        if math.isclose(guess, self.right, rel_tol=1e-3):
+        if math.isclose(guess, self.right, rel_tol=self.tolerance):
             return f"`{self.name}`: {guess:g}{self.unit} is right.", Passed, ESTIMATE
         text = f"`{self.name}`: {guess:g}{self.unit} is too {'small' if guess < self.right else 'large'}."
         if not self.unit and guess > 1:
@@ -94,6 +97,8 @@ def judge_estimates(estimates: Sequence[Estimate | Choice], points: float) -> Pa
     """
     judged = [estimate.judge() for estimate in estimates]
     facts = [fact for fact, _, _ in judged]
+    if waiting := [f"`{one.name}`" for one in estimates if one.name in unwritten]:
+        facts.append(f"In the form you answered {', '.join(waiting)}: run its cell once more, then this one.")
     earned = points * sum(verdict is Passed for _, verdict, _ in judged) / len(judged)
     for _, verdict, mistake in judged:
         if verdict is Wrong:
