@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppkit.checks.form import unwritten
 from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, is_blank
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import ESTIMATE
@@ -97,8 +96,6 @@ def judge_estimates(estimates: Sequence[Estimate | Choice], points: float) -> Pa
     """
     judged = [estimate.judge() for estimate in estimates]
     facts = [fact for fact, _, _ in judged]
-    if waiting := [f"`{one.name}`" for one in estimates if one.name in unwritten]:
-        facts.append(f"In the form you answered {', '.join(waiting)}: run its cell once more, then this one.")
     earned = points * sum(verdict is Passed for _, verdict, _ in judged) / len(judged)
     for _, verdict, mistake in judged:
         if verdict is Wrong:
