@@ -1,4 +1,4 @@
-"""Draws a learner's step beside the schedule that it should follow."""
+"""Draws a learner's step beside what it should look like."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ppkit.checks.trial import on_ranks
 from ppkit.emulate import Emulation, Link
 from ppkit.schedule import Schedule
 from ppkit.simulate import Costs, simulate
+from ppkit.timeline import Timeline
 
-__all__ = ["show_beside"]
+__all__ = ["show_beside", "show_run"]
 
 
 def show_beside(
@@ -29,17 +30,42 @@ def show_beside(
         name: of the step in the task.
         parameters: of the step.
     """
+    costs = Costs(forward=0.020, backward=0.040, latency=0.002)
+    emulation = Emulation(forward=0.020, backward=0.040, link=Link(latency=0.002))
+    beside = simulate(schedule, costs)
+    show_run(beside, emulation, driver, step, *data, name=name, parameters=parameters, n_ranks=schedule.n_ranks)
+
+
+def show_run(
+    beside: Timeline,
+    emulation: Emulation,
+    driver: Callable[..., Any],
+    answer: Any,
+    *data: Any,
+    name: str,
+    parameters: Sequence[str],
+    n_ranks: int,
+) -> None:
+    """Draw the last step of a run with the learner's answer, and another timeline, on one time axis.
+
+    Args:
+        beside: the other one.
+        emulation: of the learner's run.
+        driver: calls the answer on a rank.
+        answer: the learner's.
+        *data: the driver's other arguments.
+        name: of the answer in the task.
+        parameters: of the answer.
+        n_ranks: of the learner's run.
+    """
     from IPython.display import display
 
     from ppkit.draw import gantt
 
-    costs = Costs(forward=0.020, backward=0.040, latency=0.002)
-    emulation = Emulation(forward=0.020, backward=0.040, link=Link(latency=0.002))
-    n_ranks = schedule.n_ranks
     try:
-        require_function(step, name, parameters)
+        require_function(answer, name, parameters)
         trial = on_ranks(
-            *(driver, step, *data),
+            *(driver, answer, *data),
             n_ranks=n_ranks,
             where=f"{n_ranks} ranks",
             expected=Expected(()),
@@ -49,4 +75,4 @@ def show_beside(
         print(verdict.text("Your step"))
         return
     timeline = trial.timeline.step(-1, clip=True) if trial.timeline.n_steps else trial.timeline
-    display(gantt(replace(timeline, name="your step"), simulate(schedule, costs)))  # type: ignore[no-untyped-call]  # IPython's display has no types
+    display(gantt(replace(timeline, name="your step"), beside))  # type: ignore[no-untyped-call]  # IPython's display has no types

@@ -1,0 +1,46 @@
+"""Runs a learner's function on replicas, and explains how their collectives failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ppkit.checks.judge import Wrong
+from ppkit.checks.messages import Expected
+from ppkit.checks.mistakes import Mistake
+from ppkit.checks.mistakes.data_parallel import COLLECTIVE_ALONE, D51, OTHER_COLLECTIVES
+from ppkit.checks.mistakes.general import EXCEPTION, UNPAIRED
+from ppkit.checks.trial import Trial, on_ranks
+
+__all__ = ["on_replicas", "stuck"]
+
+
+def on_replicas(driver: Callable[..., Any], *args: Any, n_ranks: int, where: str) -> Trial:
+    """Call `driver(*args)` on ranks that hold replicas: `on_ranks`, without messages between two of them.
+
+    Raises:
+        Unfinished: the function still raises NotImplementedError.
+        Wrong: a rank raised, exited, crashed, waited for ever or took too long.
+    """
+    try:
+        return on_ranks(driver, *args, n_ranks=n_ranks, where=where, expected=Expected(()))
+    except Wrong as verdict:
+        verdict.mistake = _of_replicas(verdict)
+        raise
+
+
+def stuck(verdict: Wrong) -> bool:
+    """Whether the ranks of a run waited for each other."""
+    return "a deadlock" in verdict.facts[0]
+
+
+def _of_replicas(verdict: Wrong) -> Mistake | None:
+    """The mistake where there are no stages, and collectives instead of messages."""
+    fact, mistake = verdict.facts[0], verdict.mistake
+    if "with different tensors" in fact:
+        return D51
+    if "in different collectives" in fact:
+        return OTHER_COLLECTIVES
+    if mistake is UNPAIRED and stuck(verdict):
+        return COLLECTIVE_ALONE
+    return EXCEPTION if mistake and mistake.code else mistake
