@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from ppkit.errors import LaunchError
 from ppkit.units import duration
 
-_SPIN = 0.0002  # seconds before the end that are waited awake: a sleep ends some 0.1 ms late
-
 
 @dataclass(frozen=True)
 class Link:
@@ -57,7 +55,9 @@ class Emulation:
     Four ranks on two cores cannot show parallel speed. With `launch(..., emulate=Emulation(...))` every outermost
     forward or backward does its real arithmetic and then sleeps until its stated duration is over, and every
     message arrives as late as `link` says. Values, gradients and the order of things stay real. An operation that
-    takes longer than stated is marked, and the timeline's title says how many were.
+    takes longer than stated is marked, and the timeline's title says how many were. Where a real message, or the
+    system that wakes a sleeping rank, is late by up to 5 ms, the rank's next sleep is shorter by as much: a rank's
+    times are those at which what is stated is over. What the code between operations takes is not made up for.
 
     Args:
         forward: seconds of a stage's forward; a number, or one for each stage; None leaves it as long as it takes.
@@ -130,12 +130,12 @@ class Emulation:
 
 
 def sleep_until(deadline: float) -> None:
-    """Return at `deadline`, a time of `time.perf_counter()`, to within some 0.02 ms on a machine that has time."""
-    remaining = deadline - time.perf_counter()
-    if remaining > _SPIN:
-        time.sleep(remaining - _SPIN)
-    while time.perf_counter() < deadline:
-        pass
+    """Return at `deadline`, a time of `time.perf_counter()`, or some 0.1 ms later on a machine that has time.
+
+    Nothing waits awake for it: that would take the core from a rank that has something to do.
+    """
+    while (remaining := deadline - time.perf_counter()) > 0:
+        time.sleep(remaining)
 
 
 def _durations(value: float | Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from ppkit.emulate import Emulation, Link
 from ppkit.errors import LaunchError
 from ppkit.launch import launch
+from ppkit.observe import operations
+from ppkit.observe.recorder import MADE_UP, Recorder
 
 pytestmark = pytest.mark.ranks
 
@@ -67,6 +70,46 @@ def test_a_message_arrives_no_earlier_than_its_link_allows() -> None:
     ((sent, received),) = run.timeline.messages
     assert 0.15 - 1e-5 <= received.end - sent.start < 0.15 + SLACK
     assert sent.end < received.end  # the sender goes on before
+
+
+def _compute_in_turn() -> list[float]:
+    """Four times a forward on rank 0, then one on rank 1."""
+    stage, x = nn.Linear(4, 4), torch.ones(2, 4)
+    for _ in range(4):
+        if dist.get_rank() == 0:
+            work = dist.isend(stage(x).detach(), 1)
+            dist.recv(x, 1)
+            work.wait()
+        else:
+            dist.irecv(x, 0).wait()
+            dist.isend(stage(x).detach(), 0).wait()
+    return [recorder.behind for recorder in [operations.recorder] if recorder is not None]
+
+
+def test_what_gloo_and_the_system_are_late_is_made_up_for_by_the_next_operation() -> None:
+    run = launch(_compute_in_turn, emulate=Emulation(forward=0.02, link=Link(latency=0.001)))
+    assert all(0 <= behind < MADE_UP for (behind,) in run.results)
+    for sent, received in run.timeline.messages:
+        due = max(received.start, sent.start + 0.001)
+        assert received.end == pytest.approx(due, abs=1e-9) or received.end >= due + MADE_UP
+    for event in run.timeline:
+        if event.kind == "F":
+            late = event.end - event.start - 0.02
+            assert late == pytest.approx(0, abs=1e-9) or late >= MADE_UP or event.note.startswith("overran")
+    for rank in (0, 1):
+        events = [event for event in run.timeline if event.rank == rank and event.kind in ("F", "RECV")]
+        assert all(one.end <= next.start for one, next in pairwise(events))
+
+
+def test_a_rank_is_never_further_behind_its_clock_than_it_can_make_up_for() -> None:
+    recorder = Recorder()
+    now = time.perf_counter()
+    recorder.behind = 0.0
+    assert recorder.is_at(now - 0.003) in (now - 0.003, pytest.approx(time.perf_counter(), abs=SLACK))
+    assert 0 <= recorder.behind < MADE_UP
+    assert recorder.is_at(now - 1.0) >= now
+    assert recorder.behind == 0.0
+    assert recorder.is_at(when := time.perf_counter() + 0.01) >= when
 
 
 def test_an_isend_is_on_its_way_while_both_sides_compute() -> None:

@@ -332,8 +332,8 @@ def test_an_emulated_checkpoint_costs_a_forward_more() -> None:
         for kind in "FIW"
         for rank in (0, 1)
     }
-    assert shortest["I", 1] >= 0.015 + 0.02
-    assert min(shortest["I", 0], shortest["W", 0], shortest["W", 1]) >= 0.015
+    assert shortest["I", 1] >= 0.015 + 0.02 - 1e-9
+    assert min(shortest["I", 0], shortest["W", 0], shortest["W", 1]) >= 0.015 - 1e-9
 
 
 @pytest.mark.gpu

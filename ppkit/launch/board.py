@@ -17,12 +17,11 @@ _STEPS = struct.Struct("<Q")  # optimizer steps taken; behind the state
 _STATE_SIZE = 64  # one cache line a rank
 # A stamp tells of one call: tag, group, time, site; name, dtype, number of dimensions, reduction, root, six sizes.
 # Its number among the calls of that tag and group, from 1, is written last: only then it counts.
-_HEAD = struct.Struct("<qIdI")
 DETAILS = struct.Struct("<BBBBi6I")
+_STAMP = struct.Struct(f"<qIdI{DETAILS.size}sQ")
 _NUMBER = struct.Struct("<Q")
-_DETAILS_AT = _HEAD.size
-_NUMBER_AT = _DETAILS_AT + DETAILS.size
-_STAMP_SIZE = _NUMBER_AT + _NUMBER.size  # 64, a cache line
+_STAMP_SIZE = _STAMP.size  # 64, a cache line
+_NUMBER_AT = _STAMP_SIZE - _NUMBER.size
 _SENT, _EXPECTED, _JOINED = 2048, 1024, 1024  # stamps kept per link and per rank; gloo holds far fewer in flight
 _LINK_SIZE = (_SENT + _EXPECTED) * _STAMP_SIZE
 _RANK_SIZE = _JOINED * _STAMP_SIZE
@@ -112,21 +111,21 @@ class Board:
 
     def post_send(self, source: int, target: int, tag: int, group: int, number: int, call: Stamp) -> Details | None:
         """Stamp a message that its sender is about to send; return what its receiver expects, if that is there."""
-        at = self._link(source, target)
+        at = self._links + (source * self._n_ranks + target) * _LINK_SIZE
         slot = number + _STRIDE * tag + group
-        self._post(at + slot % _SENT * _STAMP_SIZE, tag, group, number, call)
+        _STAMP.pack_into(self._map, at + slot % _SENT * _STAMP_SIZE, tag, group, *call, number + 1)
         return self._find(at + (_SENT + slot % _EXPECTED) * _STAMP_SIZE, tag, group, number)
 
     def post_receive(self, source: int, target: int, tag: int, group: int, number: int, call: Stamp) -> Details | None:
         """Stamp a message that its receiver is about to wait for; return what was sent, if it has been."""
-        at = self._link(source, target)
+        at = self._links + (source * self._n_ranks + target) * _LINK_SIZE
         slot = number + _STRIDE * tag + group
-        self._post(at + (_SENT + slot % _EXPECTED) * _STAMP_SIZE, tag, group, number, call)
+        _STAMP.pack_into(self._map, at + (_SENT + slot % _EXPECTED) * _STAMP_SIZE, tag, group, *call, number + 1)
         return self._find(at + slot % _SENT * _STAMP_SIZE, tag, group, number)
 
     def post_collective(self, rank: int, group: int, number: int, call: Stamp) -> None:
         """Stamp the collective `number` of a group that `rank` is about to take part in."""
-        self._post(self._joined(rank, group, number), 0, group, number, call)
+        _STAMP.pack_into(self._map, self._joined(rank, group, number), 0, group, *call, number + 1)
 
     def joined(self, rank: int, group: int, number: int) -> Details | None:
         """Return how a rank takes part in a group's collective `number`, if it does already."""
@@ -157,23 +156,18 @@ class Board:
     def _joined(self, rank: int, group: int, number: int) -> int:
         return self._n_ranks * _STATE_SIZE + rank * _RANK_SIZE + (number + group) % _JOINED * _STAMP_SIZE
 
-    def _post(self, at: int, tag: int, group: int, number: int, call: Stamp) -> None:
-        time, site, details = call
-        board = self._map
-        _HEAD.pack_into(board, at, tag, group, time, site)
-        board[at + _DETAILS_AT : at + _NUMBER_AT] = details
-        _NUMBER.pack_into(board, at + _NUMBER_AT, number + 1)
-
     def _find(self, at: int, tag: int, group: int, number: int) -> Details | None:
-        board = self._map
-        if _NUMBER.unpack_from(board, at + _NUMBER_AT)[0] != number + 1:
+        # The number first, and mostly alone: what belongs to it has been written before it.
+        if _NUMBER.unpack_from(self._map, at + _NUMBER_AT)[0] != number + 1:
             return None
-        head = _HEAD.unpack_from(board, at)
-        return board[at + _DETAILS_AT : at + _NUMBER_AT] if head[0] == tag and head[1] == group else None
+        stamp = self._read(at, tag, group, number)
+        return None if stamp is None else stamp[2]
 
     def _read(self, at: int, tag: int, group: int, number: int) -> Stamp | None:
-        details = self._find(at, tag, group, number)
-        return None if details is None else (*_HEAD.unpack_from(self._map, at)[2:], details)
+        if _NUMBER.unpack_from(self._map, at + _NUMBER_AT)[0] != number + 1:
+            return None
+        its_tag, its_group, time, site, details, _ = _STAMP.unpack_from(self._map, at)
+        return (time, site, details) if its_tag == tag and its_group == group else None
 
     def beside(self, name: str) -> Path:
         """Return where a file of this run lies."""

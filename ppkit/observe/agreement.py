@@ -6,7 +6,6 @@ rank stamps its call on the run's board first, and whoever comes second compares
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from ppkit.launch.disagree import (
     mismatch_text,
     shape_of,
 )
-from ppkit.launch.frames import learner_line
+from ppkit.launch.frames import Frame
 from ppkit.observe.fields import Message
 
 _NAME = {name: i for i, name in enumerate(NAMES)}
@@ -97,25 +96,26 @@ class Agreement:
         self._collectives: dict[int, int] = defaultdict(int)  # by group
         self._unsure = False  # since an irecv from anyone, which takes nobody knows which message
 
-    def site(self) -> int:
-        """Return the number of the learner's line that is running now; 0: none of his."""
-        line = learner_line(sys._getframe(1))
+    def _site(self, line: Frame | None) -> int:
+        """Return the number of a line of the learner's; 0: it is none of his."""
         return 0 if line is None else self._board.site(self._rank, line)
 
-    def sends(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor, now: float) -> Message:
-        """Stamp a send at `now`; return what identifies the message at both ends.
+    def sends(
+        self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor, now: float, line: Frame | None
+    ) -> Message:
+        """Stamp a send at `now`, from a line of the learner's; return what identifies the message at both ends.
 
         Raises:
             MismatchError: if the receiver waits already, with another kind of buffer.
         """
         message = self._number(self._rank, peer, tag, group)
-        mine = (now, self.site(), details_of(name, tensor))
+        mine = (now, self._site(line), details_of(name, tensor))
         wanted = self._board.post_send(*message, mine)
         if wanted is not None and not fits(mine[2], wanted):
             self._refuse(message, mine, self._board.receive(*message))
         return message
 
-    def expects(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor) -> Message:
+    def expects(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor, line: Frame | None) -> Message:
         """Stamp a receive; return what identifies the message at both ends.
 
         Raises:
@@ -123,20 +123,20 @@ class Agreement:
         """
         message = self._number(peer, self._rank, tag, group)
         if not self._unsure:
-            mine = (0.0, self.site(), details_of(name, tensor))
+            mine = (0.0, self._site(line), details_of(name, tensor))
             sent = self._board.post_receive(*message, mine)
             if sent is not None and not fits(mine[2], sent):
                 self._refuse(message, self._board.send(*message), mine)
         return message
 
-    def received(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor) -> Message:
+    def received(self, peer: int, tag: int, group: Any, name: str, tensor: torch.Tensor, line: Frame | None) -> Message:
         """Return what identifies a message that was received from anyone, and came from `peer`.
 
         Raises:
             MismatchError: if it is something else than the buffer.
         """
         message = self._number(peer, self._rank, tag, group)
-        sent, mine = self._board.send(*message), (0.0, self.site(), details_of(name, tensor))
+        sent, mine = self._board.send(*message), (0.0, self._site(line), details_of(name, tensor))
         if sent is not None and not self._unsure and not fits(mine[2], sent[2]):
             self._refuse(message, sent, mine)
         return message
@@ -162,7 +162,7 @@ class Agreement:
         ]
         raise mismatch(calls)
 
-    def joins(self, name: str, tensor: Any, group: Any, root: int, reduction: Any) -> None:
+    def joins(self, name: str, tensor: Any, group: Any, root: int, reduction: Any, line: Frame | None) -> None:
         """Stamp a collective, and compare it with those of the ranks that are there already.
 
         Raises:
@@ -172,7 +172,7 @@ class Agreement:
         number = self._collectives[key]
         self._collectives[key] = number + 1
         mine = details_of(name, tensor, root, reduction)
-        self._board.post_collective(self._rank, key, number, (0.0, self.site(), mine))
+        self._board.post_collective(self._rank, key, number, (0.0, self._site(line), mine))
         members = dist.get_process_group_ranks(group)
         for member in members:
             theirs = None if member == self._rank else self._board.joined(member, key, number)

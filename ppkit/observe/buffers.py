@@ -69,16 +69,16 @@ class Loan:
         line: of the learner's call.
     """
 
+    __slots__ = ("__weakref__", "_before", "_lent", "_line", "_remarks", "_tensor", "_told", "_versioned", "receives")
+
     def __init__(self, remarks: Remarks, tensor: torch.Tensor, receives: bool, line: Frame) -> None:
         self._remarks = remarks
         self._tensor = tensor
         self._line = line
         self.receives = receives
-        self._told = False
+        self._told = self._versioned = False
         self._lent: list[torch.Tensor] = []
-        # A version counter is one for all views of a storage: it tells only where the tensor is the whole of it.
-        self._versioned = not receives and not tensor.is_inference() and _is_whole(tensor)
-        self._before = None if receives else self._look()
+        self._before = None if receives else self._first_look()
         self.lend(tensor)
 
     def lend(self, tensor: torch.Tensor) -> None:
@@ -111,6 +111,13 @@ class Loan:
         self._lent.clear()
         self._before = None
 
+    def _first_look(self) -> object:
+        with torch._C.DisableTorchFunctionSubclass():
+            tensor = self._tensor
+            # A version counter is one for all views of a storage: it tells only where the tensor is the whole of it.
+            self._versioned = tensor.nbytes == tensor.untyped_storage().nbytes() and not tensor.is_inference()
+            return tensor._version if self._versioned else self._look()
+
     def _look(self) -> object:
         """Return what is different when the tensor has been changed."""
         with torch._C.DisableTorchFunctionSubclass():
@@ -121,17 +128,11 @@ class Loan:
             return bytes(some.untyped_storage()) if len(some) < len(flat) else bytes(some.clone().untyped_storage())
 
 
-def lend(remarks: Remarks, tensor: Any, *, receives: bool) -> Loan | None:
-    """Watch the buffer of an isend or irecv that has begun; None where that is not done, as on a GPU."""
-    line = learner_line(sys._getframe(1))
+def lend(remarks: Remarks, tensor: Any, line: Frame | None, *, receives: bool) -> Loan | None:
+    """Watch the buffer of an isend or irecv that has begun on `line`; None where that is not done, as on a GPU."""
     if line is None or tensor.is_cuda or tensor.layout is not torch.strided or not tensor.numel():
         return None
     return Loan(remarks, tensor, receives, line)
-
-
-def _is_whole(tensor: torch.Tensor) -> bool:
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _give_back(tensor: torch.Tensor) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from ppkit.emulate import sleep_until
+from ppkit.launch.frames import Frame, learner_line
 from ppkit.observe.buffers import lend
 from ppkit.observe.fields import NEVER_WAITED, Message, Row
 from ppkit.observe.recorder import Recorder
@@ -56,23 +56,27 @@ def message_wrappers(recorder: Recorder) -> list[tuple[Any, str, Callable[..., A
     }
     for name, pattern in COLLECTIVES.items():
         observed[name] = _observed_collective(recorder, name, pattern, getattr(c10d, name))
-    running = threading.local()
+    running = _Running()
     outermost = {name: _outermost(running, call, getattr(c10d, name)) for name, call in observed.items()}
     return [(module, name, call) for name, call in outermost.items() for module in (c10d, dist)]
 
 
-def _outermost(
-    running: threading.local, observed: Callable[..., Any], original: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Observe the learner's own calls alone: torch makes a `send` of `isend` and `wait`."""
+class _Running(threading.local):
+    """Whether a call of the learner's is running in this thread."""
+
+    inside = False
+
+
+def _outermost(running: _Running, observed: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Observe the learner's own calls alone, with their lines: torch makes a `send` of `isend` and `wait`."""
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(running, "inside", False):
+        if running.inside:
             return original(*args, **kwargs)
         running.inside = True
         try:
-            return observed(*args, **kwargs)
+            return observed(learner_line(sys._getframe(1)), *args, **kwargs)
         finally:
             running.inside = False
 
@@ -80,7 +84,7 @@ def _outermost(
 
 
 def _nbytes(tensor: Any) -> int:
-    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0
+    return tensor.nbytes if isinstance(tensor, torch.Tensor) else 0
 
 
 def _peer(recorder: Recorder, what: str, rank: int | None, group: Any, group_rank: int | None) -> int | None:
@@ -102,6 +106,7 @@ def _peer(recorder: Recorder, what: str, rank: int | None, group: Any, group_ran
 
 def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
     def send(
+        line: Frame | None,
         tensor: torch.Tensor,
         dst: int | None = None,
         group: Any = None,
@@ -109,8 +114,8 @@ def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable
         group_dst: int | None = None,
     ) -> None:
         peer = _peer(recorder, "sends to", dst, group, group_dst)
-        start = time.perf_counter()
-        message = _sends(recorder, peer, tag, group, "send", tensor, start)
+        start = recorder.now()
+        message = _sends(recorder, peer, tag, group, "send", tensor, start, line)
         recorder.wait_begins("send", peer, tag, tensor)
         try:
             original(tensor, dst, group, tag, group_dst)
@@ -123,6 +128,7 @@ def _observed_send(recorder: Recorder, original: Callable[..., Any]) -> Callable
 
 def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
     def isend(
+        line: Frame | None,
         tensor: torch.Tensor,
         dst: int | None = None,
         group: Any = None,
@@ -130,37 +136,47 @@ def _observed_isend(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         group_dst: int | None = None,
     ) -> Any:
         peer = _peer(recorder, "sends to", dst, group, group_dst)
-        start = time.perf_counter()
-        message = _sends(recorder, peer, tag, group, "isend", tensor, start)
+        start = recorder.now()
+        message = _sends(recorder, peer, tag, group, "isend", tensor, start, line)
         work = original(tensor, dst, group, tag, group_dst)
-        end = time.perf_counter()
+        end = recorder.now()
         row = Row("SEND", start, end, "isend", None, None, peer, tag, _nbytes(tensor), message, note=NEVER_WAITED)
         recorder.communicate(row)
         if work is None:
             return None
-        return ObservedSend(recorder, work, row, tensor, lend(recorder.remarks, tensor, receives=False))
+        return ObservedSend(recorder, work, row, tensor, line, lend(recorder.remarks, tensor, line, receives=False))
 
     return isend
 
 
 def _sends(
-    recorder: Recorder, peer: int | None, tag: int, group: Any, name: str, tensor: Any, now: float
+    recorder: Recorder,
+    peer: int | None,
+    tag: int,
+    group: Any,
+    name: str,
+    tensor: Any,
+    now: float,
+    line: Frame | None,
 ) -> Message | None:
     """Number, stamp and check a message; what gloo is never asked to send is left to torch's own error."""
     if peer is None or peer == recorder.rank or not isinstance(tensor, torch.Tensor) or not tensor.is_contiguous():
         return None
-    return recorder.agreement.sends(peer, tag, group, name, tensor, now)
+    return recorder.agreement.sends(peer, tag, group, name, tensor, now, line)
 
 
-def _expects(recorder: Recorder, peer: int | None, tag: int, group: Any, name: str, tensor: Any) -> Message | None:
+def _expects(
+    recorder: Recorder, peer: int | None, tag: int, group: Any, name: str, tensor: Any, line: Frame | None
+) -> Message | None:
     """The same for a receive from a known rank."""
     if peer is None or peer == recorder.rank or not isinstance(tensor, torch.Tensor):
         return None
-    return recorder.agreement.expects(peer, tag, group, name, tensor)
+    return recorder.agreement.expects(peer, tag, group, name, tensor, line)
 
 
 def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
     def recv(
+        line: Frame | None,
         tensor: torch.Tensor,
         src: int | None = None,
         group: Any = None,
@@ -168,7 +184,7 @@ def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable
         group_src: int | None = None,
     ) -> Any:
         peer = _peer(recorder, "receives from", src, group, group_src)
-        message = _expects(recorder, peer, tag, group, "recv", tensor)
+        message = _expects(recorder, peer, tag, group, "recv", tensor, line)
         start = recorder.wait_begins("recv", peer, tag, tensor)
         try:
             sender = original(tensor, src, group, tag, group_src)
@@ -176,11 +192,10 @@ def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable
             recorder.wait_ends()
         source = peer if peer is not None else sender
         if peer is None and source != -1:  # -1: this rank is not in the group
-            message = recorder.agreement.received(source, tag, group, "recv", tensor)
-        if message is not None:
-            sleep_until(recorder.arrives(message, _nbytes(tensor)))
-        end = time.perf_counter()
-        recorder.communicate(Row("RECV", start, end, "recv", None, None, source, tag, _nbytes(tensor), message))
+            message = recorder.agreement.received(source, tag, group, "recv", tensor, line)
+        nbytes = _nbytes(tensor)
+        end = recorder.now() if message is None else recorder.arrived(message, nbytes, start)
+        recorder.communicate(Row("RECV", start, end, "recv", None, None, source, tag, nbytes, message))
         return sender
 
     return recv
@@ -188,6 +203,7 @@ def _observed_recv(recorder: Recorder, original: Callable[..., Any]) -> Callable
 
 def _observed_irecv(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
     def irecv(
+        line: Frame | None,
         tensor: torch.Tensor,
         src: int | None = None,
         group: Any = None,
@@ -195,16 +211,17 @@ def _observed_irecv(recorder: Recorder, original: Callable[..., Any]) -> Callabl
         group_src: int | None = None,
     ) -> Any:
         peer = _peer(recorder, "receives from", src, group, group_src)
-        message = _expects(recorder, peer, tag, group, "irecv", tensor)
+        message = _expects(recorder, peer, tag, group, "irecv", tensor, line)
         work = original(tensor, src, group, tag, group_src)
         if work is None:
             return None
         if peer is None:
             recorder.agreement.expects_from_anyone()
-        now = time.perf_counter()
+        now = recorder.now()
         row = Row("RECV", now, now, "irecv", None, None, peer, tag, _nbytes(tensor), note=NEVER_WAITED)
         recorder.communicate(row)
-        return ObservedReceive(recorder, work, row, tensor, message, lend(recorder.remarks, tensor, receives=True))
+        loan = lend(recorder.remarks, tensor, line, receives=True)
+        return ObservedReceive(recorder, work, row, tensor, line, message, loan)
 
     return irecv
 
@@ -215,7 +232,7 @@ def _observed_collective(
     signature = inspect.signature(original)
     summed = signature.parameters["op"].default if "op" in signature.parameters else None
 
-    def collective(*args: Any, **kwargs: Any) -> Any:
+    def collective(line: Frame | None, *args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
         tensor = arguments.get(pattern.tensor)
         n = dist.get_world_size(arguments.get("group"))
@@ -225,8 +242,9 @@ def _observed_collective(
         link = None if recorder.emulation is None else recorder.emulation.link
         seconds = 0.0 if link is None else link.seconds(nbytes, pattern.hops(n))
         group, reduction = arguments.get("group"), arguments.get("op", summed)
-        recorder.agreement.joins(name, tensor, group, _root(arguments), reduction)
+        recorder.agreement.joins(name, tensor, group, _root(arguments), reduction, line)
         shown = getattr(tensor, "label", name)  # such as "bucket 0 (1.2 MB)"
+        recorder.behind = 0.0  # the others wait for this rank as it is
         start = recorder.wait_begins(name, None, None, tensor)
         ride = recorder.wire.ride(arguments.get("group"), seconds) if seconds else None
         try:
@@ -235,14 +253,13 @@ def _observed_collective(
             end = recorder.wait_ends()
         if work is not None:
             row = recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes, note=NEVER_WAITED))
-            return ObservedCollective(recorder, work, row, tensor, ride)
+            return ObservedCollective(recorder, work, row, tensor, line, ride)
         # Whoever comes last sets the start of the exchange; the real one is over within that rank's call.
         if ride is not None:
             ride.join(end)
             free_at, over = ride.times()
-            start = max(start, free_at)
-            sleep_until(over)
-        recorder.communicate(Row("COLLECTIVE", start, time.perf_counter(), shown, nbytes=nbytes))
+            start, end = max(start, free_at), recorder.is_at(over)
+        recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes))
         return None
 
     return collective

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -52,7 +51,7 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
         if stage not in recorder.pace.stages:
             _first_call(recorder, module, stage)
         microbatch = recorder.next_microbatch(stage)
-        start = time.perf_counter()
+        start = recorder.now()
         inside.depth = 1
         try:
             output = original(module, *args, **kwargs)
@@ -198,7 +197,7 @@ def _run_backward(recorder: Recorder, kind: str, roots: list[Any], kept: bool, r
     if recorder.emulation is not None or recorder.pace.has_followers:  # else its 20 microseconds are for nothing
         root = next((one for one in roots if isinstance(one, torch.Tensor) and one.requires_grad), None)
         handle = None if root is None else root.register_hook(lambda _: _engine.queue_callback(computed))
-    start = time.perf_counter()
+    start = recorder.now()
     if seconds is not None:
         recorder.pace.begin(start, seconds, {token.stage for token in tokens})
     recorder.in_backward = True
@@ -222,7 +221,7 @@ def observe_optimizers(recorder: Recorder) -> tuple[RemovableHandle, RemovableHa
     running: list[float] = []  # an optimizer may hold another, as ZeroRedundancyOptimizer does: the outer one counts
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        running.append(time.perf_counter())
+        running.append(recorder.now())
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         start = running.pop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -62,7 +61,7 @@ class Operations:
     ) -> Iterator[None]:
         from ppkit.observe.modules import settle  # which imports much
 
-        start = time.perf_counter()
+        start = to.now()
         stated = to.stated(kind, stage)
         before = (to.stated("F", stage) or 0.0) if again else 0.0
         to.in_backward = True  # what modules and autograd do in here is part of this operation

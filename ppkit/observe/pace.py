@@ -60,7 +60,7 @@ class Pace:
         def wait(_gradient: torch.Tensor) -> None:
             if self._rate:
                 self._done += numbers
-                # A little early, and without the awake end of `sleep_until`: the backward's own end is exact.
+                # A little early, since a sleep ends late: the backward's own end makes up for it.
                 early = _EARLY if self._done < self._all else _LAST
                 time.sleep(max(0.0, self._start + self._done * self._rate - time.perf_counter() - early))
 

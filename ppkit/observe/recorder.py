@@ -13,13 +13,14 @@ import torch
 
 from ppkit.emulate import Emulation, sleep_until
 from ppkit.launch.board import Board
-from ppkit.launch.frames import Frame, learner_frames, learner_line
+from ppkit.launch.frames import Frame, learner_frames
 from ppkit.observe.agreement import Agreement
 from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED, Message, Row
 from ppkit.observe.pace import Pace, Wire
 from ppkit.observe.remarks import Remarks
 
 _LATE = 0.0005  # seconds by which an emulated operation may miss its end before it counts as overrun
+MADE_UP = 0.005  # seconds that a rank may be behind its emulation and still make up for
 
 
 class Token:
@@ -94,6 +95,7 @@ class Recorder:
         self._modules: list[object] = []  # keeps them, so that no id is used twice
         self._microbatches: dict[int, int] = defaultdict(int)  # by stage, since the last step
         self._pending: tuple[str, int | None, int | None, Any, float, FrameType | None] | None = None
+        self.behind = 0.0  # seconds that gloo and the system have taken longer than what is emulated; see `now`
 
     def rows(self) -> list[Row]:
         """Return the events so far, a call that has not returned among them."""
@@ -129,6 +131,24 @@ class Recorder:
         self._microbatches.clear()
         self.board.step_taken(self.rank)
 
+    def now(self) -> float:
+        """Return the time at which the emulated rank is; without emulation that is the time.
+
+        A message that gloo delivers late, and a sleep that ends late, are no part of what is emulated. The rank is
+        behind then, and makes up for it in the sleep of its next operation. What the learner's code takes counts.
+        """
+        return time.perf_counter() - self.behind
+
+    def is_at(self, when: float) -> float:
+        """Note that something emulated is over at `when`, which may be past; return that.
+
+        Beyond a few milliseconds, as for a large message or on a machine with no time, the clock is right.
+        """
+        sleep_until(when)
+        behind = time.perf_counter() - when
+        self.behind = behind if behind < MADE_UP else 0.0
+        return when if self.behind else when + behind
+
     def compute(
         self,
         kind: str,
@@ -139,14 +159,12 @@ class Recorder:
         name: str,
     ) -> Row:
         """Record an operation that began at `start`, once its emulated `seconds`, if any, are over."""
-        end = time.perf_counter()
+        end = self.now()
         note = ""
-        if seconds is not None:
-            if end > start + seconds + _LATE:
-                note = f"overran {seconds * 1e3:g} ms by {(end - start - seconds) * 1e3:.1f} ms"
-            else:
-                sleep_until(start + seconds)
-            end = time.perf_counter()
+        if seconds is not None and end > start + seconds + _LATE:
+            note = f"overran {seconds * 1e3:g} ms by {(end - start - seconds) * 1e3:.1f} ms"
+        elif seconds is not None and end < start + seconds:
+            end = self.is_at(start + seconds)
         row = Row(kind, start, end, name, stage, microbatch, note=note)
         self._rows.append(row)
         return row
@@ -167,10 +185,9 @@ class Recorder:
         self._rows.append(row)
         return row
 
-    def begun(self, row: Row) -> None:
-        """Note an asynchronous call, which somebody should wait for."""
-        line = None if self.on_gpu else learner_line(sys._getframe(1))
-        if line is not None:
+    def begun(self, row: Row, line: Frame | None) -> None:
+        """Note an asynchronous call on a line of the learner's, which somebody should wait for."""
+        if line is not None and not self.on_gpu:
             self._begun.append((row, line))
 
     def returned(self) -> None:
@@ -185,13 +202,13 @@ class Recorder:
         now = time.perf_counter()
         self._pending = (name, peer, tag, tensor, now, sys._getframe(1))
         self.board.wait_begins(self.rank, now)
-        return now
+        return now - self.behind
 
     def wait_ends(self) -> float:
         """Note that the call has returned; return the time."""
         self._pending = None
         self.board.wait_ends(self.rank)
-        return time.perf_counter()
+        return self.now()
 
     def arrives(self, message: Message, nbytes: int) -> float:
         """Return when an emulated link delivers a message that gloo has delivered already; 0.0: at once."""
@@ -199,6 +216,11 @@ class Recorder:
             return 0.0
         sent = self.board.send(*message)
         return 0.0 if sent is None else sent[0] + self.emulation.link.seconds(nbytes)
+
+    def arrived(self, message: Message, nbytes: int, start: float) -> float:
+        """Return when a receive was over that began at `start`, and that gloo has ended."""
+        due = self.arrives(message, nbytes)
+        return self.is_at(max(start, due)) if due else self.now()
 
     def pending(self) -> dict[str, Any] | None:
         """Describe the call that this rank waits in: name, peer, tag, shape, dtype, since, frames; or None."""

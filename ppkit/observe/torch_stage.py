@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,7 +56,7 @@ def _inference(stage: int) -> Iterator[None]:
     if to is None:
         yield
         return
-    start = time.perf_counter()
+    start = to.now()
     to.in_backward = True
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ppkit.emulate import sleep_until
+from ppkit.launch.frames import Frame
 from ppkit.observe.buffers import Loan
 from ppkit.observe.fields import Message, Row
 from ppkit.observe.pace import Ride
@@ -23,11 +24,14 @@ class ObservedWork:
         work: the real one.
         row: the event that the call has begun; until it is waited for, its note says so.
         tensor: the buffer.
+        line: of the learner's call, if it is his.
         loan: of the buffer, if that is watched.
     """
 
-    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any, loan: Loan | None = None) -> None:
-        recorder.begun(row)
+    def __init__(
+        self, recorder: Recorder, work: Any, row: Row, tensor: Any, line: Frame | None, loan: Loan | None = None
+    ) -> None:
+        recorder.begun(row, line)
         self._recorder = recorder
         self._work = work
         self._row = row
@@ -43,12 +47,12 @@ class ObservedWork:
             result = self._work.wait(*args, **kwargs)
         finally:
             self._recorder.wait_ends()
-        sleep_until(self._arrives())
+        end = self._delivered(start)
         self._buffer_is_back()
         if not self._waited:
             self._waited = True
             row.note = ""
-            self._record(start, time.perf_counter())
+            self._record(start, end)
         return result
 
     def is_completed(self) -> bool:
@@ -74,6 +78,10 @@ class ObservedWork:
         """Return when the emulated link delivers; only asked when gloo has."""
         return 0.0
 
+    def _delivered(self, start: float) -> float:
+        """Wait until the emulated link has delivered too; return when the wait that began at `start` was over."""
+        return self._recorder.now()
+
     def _record(self, start: float, end: float) -> None:
         """Record the first wait."""
         row = self._row
@@ -95,14 +103,22 @@ class ObservedReceive(ObservedWork):
         work: the real one.
         row: the receive's event.
         tensor: the buffer.
+        line: of the learner's call, if it is his.
         message: what it expects, if the sender is known.
         loan: of the buffer, if that is watched.
     """
 
     def __init__(
-        self, recorder: Recorder, work: Any, row: Row, tensor: Any, message: Message | None, loan: Loan | None = None
+        self,
+        recorder: Recorder,
+        work: Any,
+        row: Row,
+        tensor: Any,
+        line: Frame | None,
+        message: Message | None,
+        loan: Loan | None = None,
     ) -> None:
-        super().__init__(recorder, work, row, tensor, loan)
+        super().__init__(recorder, work, row, tensor, line, loan)
         self._message = message
         self._arrival: float | None = None
 
@@ -111,6 +127,10 @@ class ObservedReceive(ObservedWork):
             message = self._message
             self._arrival = 0.0 if message is None else self._recorder.arrives(message, self._row.nbytes)
         return self._arrival
+
+    def _delivered(self, start: float) -> float:
+        message = self._message
+        return self._recorder.now() if message is None else self._recorder.arrived(message, self._row.nbytes, start)
 
     def _record(self, start: float, end: float) -> None:
         self._row.start, self._row.end = start, end
@@ -125,11 +145,14 @@ class ObservedCollective(ObservedWork):
         work: the real one.
         row: the collective's event.
         tensor: its tensor.
+        line: of the learner's call, if it is his.
         ride: on the emulated ring, if there is one.
     """
 
-    def __init__(self, recorder: Recorder, work: Any, row: Row, tensor: Any, ride: Ride | None) -> None:
-        super().__init__(recorder, work, row, tensor)
+    def __init__(
+        self, recorder: Recorder, work: Any, row: Row, tensor: Any, line: Frame | None, ride: Ride | None
+    ) -> None:
+        super().__init__(recorder, work, row, tensor, line)
         self._ride = ride
         work.get_future().add_done_callback(self._done)
 
@@ -156,6 +179,11 @@ class ObservedCollective(ObservedWork):
         else:
             sleep_until(self._arrives())
             late.set_result(value)
+
+    def _delivered(self, start: float) -> float:
+        if self._ride is None:
+            return self._recorder.now()
+        return self._recorder.is_at(max(start, self._arrives()))
 
     def _arrives(self) -> float:
         if self._ride is None:
