@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppkit.launch.board import Board
 
 __all__ = ["COPIED", "main", "record"]
 
@@ -59,9 +62,8 @@ def _read_options(function: object) -> tuple[list[object], dict[str, object], st
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
         parser.error("torchrun starts this script: torchrun --standalone --nproc-per-node=2 SCRIPT")
     if options.timeline:
-        if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]:
-            parser.error("--timeline needs all ranks on one host, under one torchrun: the clocks of hosts differ")
-        if not os.path.isdir(os.path.dirname(os.path.abspath(options.timeline))):
+        folder = os.path.dirname(os.path.abspath(options.timeline))
+        if os.environ["RANK"] == "0" and not os.path.isdir(folder):  # rank 0 writes it, on its own host
             parser.error(f"--timeline {options.timeline}: there is no such folder")
         try:
             import ppkit.torchrun  # noqa: F401  # asked for now: a failure later would lose the run
@@ -102,10 +104,11 @@ COPIED = (_prepare_rank, _read_options, main)
 
 
 def record(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], path: str) -> Any:
-    """Call a function on a rank of one host, and write the `Timeline` of all ranks on rank 0.
+    """Call a function on a rank, and write the `Timeline` of all ranks on rank 0.
 
     Observed are the calls that `ppkit.launch` observes, by the same means. Nothing is imported ahead of the call, as
-    it is in ranks of `launch`: what torch imports at its first use takes its time in the first step.
+    it is in ranks of `launch`: what torch imports at its first use takes its time in the first step. Times of several
+    hosts are put on rank 0's clock, with which each rank's is compared before and after the call.
 
     Args:
         function: called with `args` and `kwargs`.
@@ -116,43 +119,65 @@ def record(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     Returns:
         What the function returned.
     """
-    import shutil
     import sys
-    import tempfile
     from dataclasses import replace
     from pathlib import Path
 
-    import torch
     import torch.distributed as dist
 
-    from ppkit.launch.board import Board
+    from ppkit.launch.clocks import on_first_clock, read_clock
     from ppkit.launch.run import merge
     from ppkit.observe import leave_alone, observing
     from ppkit.observe.recorder import Recorder
 
     rank, n_ranks = dist.get_rank(), dist.get_world_size()
-    folder = [tempfile.mkdtemp(prefix="ppkit-") if rank == 0 else ""]
-    dist.broadcast_object_list(folder)
-    board = Board(Path(folder[0]) / "board", n_ranks)
-    dist.all_reduce(torch.zeros(1, device="cpu"))  # all ranks have mapped the file, which needs no name any more
-    if rank == 0:
-        shutil.rmtree(folder[0], ignore_errors=True)
+    board, n_hosts = _open_board(n_ranks)
     before = _torch_names()
     recorder = Recorder()
     recorder.begin(rank, n_ranks, board, None)
+    clock = read_clock(rank, n_ranks) if n_hosts > 1 else None
     undo = observing(recorder)
     _renew(vars(sys.modules["__main__"]), before)
     try:
         result = function(*args, **kwargs)
     finally:
         leave_alone(undo)
+    rows = recorder.rows()
+    if clock is not None:
+        rows = on_first_clock(rows, clock, read_clock(rank, n_ranks))
     everything: list[Any] | None = [None] * n_ranks if rank == 0 else None
-    dist.gather_object(recorder.rows(), everything)
+    dist.gather_object(rows, everything)
     if everything is not None:
         timeline = merge(dict(enumerate(everything)), n_ranks, getattr(function, "__name__", ""), None)
         notes = {**timeline.notes, "started by": "torchrun"}
+        if clock is not None:
+            notes["clock"] = f"{n_hosts} hosts, on the clock of rank 0's"
         Path(path).write_text(replace(timeline, notes=notes).to_json(), encoding="utf-8")
     return result
+
+
+def _open_board(n_ranks: int) -> tuple[Board, int]:
+    """Return the board that the ranks of this host share, and how many hosts there are; collective."""
+    import os
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+
+    from ppkit.launch.board import Board
+
+    host = int(os.environ.get("GROUP_RANK", "0"))  # the number of this rank's torchrun
+    mine = (host, tempfile.mkdtemp(prefix="ppkit-")) if os.environ["LOCAL_RANK"] == "0" else None
+    everyones: list[Any] = [None] * n_ranks
+    dist.all_gather_object(everyones, mine)
+    folders = dict(filter(None, everyones))
+    board = Board(Path(folders[host], "board"), n_ranks)
+    dist.all_reduce(torch.zeros(1, device="cpu"))  # all ranks have mapped the file, which needs no name any more
+    if mine is not None:
+        shutil.rmtree(mine[1], ignore_errors=True)
+    return board, len(folders)
 
 
 def _torch_names() -> dict[tuple[str, str], Any]:

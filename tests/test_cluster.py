@@ -42,11 +42,11 @@ def commands(pids: set[int]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def engines() -> Iterator[Any]:
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The client of a cluster of three engines; at the end nothing of it is left."""
     ipyparallel = pytest.importorskip("ipyparallel")
     before = descendants(os.getpid()) if sys.platform == "linux" else set()
-    cluster = ipyparallel.Cluster(n=3, log_level=40)
+    cluster = ipyparallel.Cluster(n=3, profile_dir=str(tmp_path_factory.mktemp("profile")), log_level=40)
     client = cluster.start_and_connect_sync()
     started = descendants(os.getpid()) - before if sys.platform == "linux" else set()
     try:
