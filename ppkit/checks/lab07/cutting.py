@@ -54,8 +54,8 @@ def check_cut_layers(cut_layers: Any) -> Passed:
         (sizes,) = _run(cut_layers, (LARGE,))["cuts"]
     except Wrong as verdict:
         if verdict.mistake is ENDLESS:
-            what = f"{len(LARGE[0])} layers, {LARGE[1]} stages"
-            raise Wrong(f"The small models are cut well. {what}: {verdict.facts[0]}", mistake=S95) from None
+            what = f"The small models are cut well. With {len(LARGE[0])} layers and {LARGE[1]} stages"
+            raise Wrong(f"{what}, {verdict.facts[0].partition(': ')[2]}", mistake=S95) from None
         raise
     _require_cut(*LARGE, sizes)
     _require_best(*LARGE, sizes, by_count=False)
@@ -72,40 +72,39 @@ def _run(cut_layers: Any, *cases: Sequence[tuple[Costs, int]]) -> dict[str, list
 
 
 def _require_cut(costs: Costs, n_stages: int, sizes: Any) -> None:
-    what = _case(costs, n_stages)
+    what = _call(costs, n_stages)
     if not isinstance(sizes, list):
-        raise Wrong(f"{what}: it returned {sizes or 'nothing'}; it must return a list of numbers.", mistake=RETURNED)
+        raise Wrong(f"{what} returned {sizes or 'nothing'}; it must return a list of numbers.", mistake=RETURNED)
     if len(sizes) != n_stages:
-        raise Wrong(f"{what}: it returned {sizes}, which is {len(sizes)} numbers.", mistake=S96)
+        raise Wrong(f"{what} returned {sizes}, which is {len(sizes)} numbers.", mistake=S96)
     if min(sizes) < 1:
-        raise Wrong(f"{what}: it returned {sizes}; a stage has no layer.", mistake=S96)
+        raise Wrong(f"{what} returned {sizes}; a stage has no layer.", mistake=S96)
     if sum(sizes) != len(costs):
-        raise Wrong(f"{what}: it returned {sizes}, which makes {sum(sizes)} layers of {len(costs)}.", mistake=S96)
+        raise Wrong(f"{what} returned {sizes}, which makes {sum(sizes)} layers of {len(costs)}.", mistake=S96)
 
 
 def _require_best(costs: Costs, n_stages: int, sizes: list[int], by_count: bool) -> None:
     got, best = (max(stage_sums(costs, cut)) for cut in (sizes, partition(costs, n_stages)))
     if got > best * (1 + 1e-6):
         stages = ", ".join(f"{cost:g}" for cost in stage_sums(costs, sizes))
-        text = f"it returned {sizes}: stages of {stages}. A cut with no stage above {best:g} is possible."
+        text = f"returned {sizes}: stages of {stages}. A cut with no stage above {best:g} is possible."
         mistake: Mistake = H69 if by_count else S94 if sizes in _greedy(costs, n_stages) else NOT_THE_BEST
-        raise Wrong(f"{_case(costs, n_stages)}: {text}", mistake=mistake)
+        raise Wrong(f"{_call(costs, n_stages)} {text}", mistake=mistake)
 
 
 def _require_refused(n_layers: int, n_stages: int, kind: str, text: Any) -> None:
-    what = f"{n_layers} layers, {n_stages} stages"
+    what = f"With {n_layers} layers and {n_stages} stages it raised"
     if not kind:
-        raise Wrong(f"{what}: it raised no error.", mistake=S97)
+        raise Wrong(f"{what} no error.", mistake=S97)
     if kind != "ValueError":
-        raise Wrong(f"{what}: it raised a {kind}; the task asks for a ValueError.", mistake=S97)
+        raise Wrong(f"{what} a {kind}; the task asks for a ValueError.", mistake=S97)
     if not (str(n_layers) in text and str(n_stages) in text):
-        raise Wrong(f"{what}: the error says {text!r}; it must name both numbers.", mistake=S97)
+        raise Wrong(f"{what} an error that says {text!r}; it must name both numbers.", mistake=S97)
 
 
-def _case(costs: Costs, n_stages: int) -> str:
-    if len(costs) > 12:
-        return f"{len(costs)} layers, {n_stages} stages"
-    return f"costs {', '.join(f'{cost:g}' for cost in costs)}, {n_stages} stages"
+def _call(costs: Costs, n_stages: int) -> str:
+    shown = f"[{', '.join(f'{cost:g}' for cost in costs)}]" if len(costs) <= 12 else f"<{len(costs)} layers>"
+    return f"`cut_layers({shown}, {n_stages})`"
 
 
 def _greedy(costs: Costs, n_stages: int) -> Iterator[list[int]]:

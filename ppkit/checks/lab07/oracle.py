@@ -55,8 +55,9 @@ def train(stages: Sequence[nn.Module], batches: Sequence[Cut], mistake: str = ""
         stages: of the model.
         batches: in micro-batches.
         mistake: "chain" or "skip": the first stage learns by that part of its gradient alone; "mean": by half of
-            both; "chain twice", "skip twice": by one part too much; "G18": unscaled losses; "G19": scaled twice;
-            "G20": the mean of means; "G22": the last micro-batch alone; "never": gradients are never cleared.
+            both; "chain twice", "skip twice": by one part too much; "G25": by the skip's part of another micro-batch,
+            in the opposite order; "G18": unscaled losses; "G19": scaled twice; "G20": the mean of means; "G22": the
+            last micro-batch alone; "never": gradients are never cleared.
     """
     stages = [copy.deepcopy(stage) for stage in stages]
     velocities: dict[nn.Parameter, Tensor] = {}
@@ -92,6 +93,7 @@ _PARTS = {"chain": (1, 0), "skip": (0, 1), "mean": (0.5, 0.5), "chain twice": (2
 def _backwards(stages: Sequence[nn.Module], data: Cut, mistake: str) -> None:
     along, over = _PARTS.get(mistake, (1, 1))
     m = len(data)
+    parts = []  # of each micro-batch: the first stage's output, and what came along the stages and over the skip
     if mistake != "never":
         _clear(stages)
     for inputs, targets in zip(data.inputs, data.targets, strict=True):
@@ -103,7 +105,13 @@ def _backwards(stages: Sequence[nn.Module], data: Cut, mistake: str) -> None:
         torch.autograd.backward(cross_entropy(scores, targets) * factor)
         assert chain.grad is not None  # both were used
         assert skip.grad is not None
-        torch.autograd.backward(output, along * chain.grad + over * skip.grad)
+        parts.append((output, chain.grad, skip.grad))
+    if mistake == "G22":
+        _clear(stages[:1])
+        parts = parts[-1:]
+    others = parts[::-1] if mistake == "G25" else parts
+    for (output, chain_grad, _), (_, _, skip_grad) in zip(parts, others, strict=True):
+        torch.autograd.backward(output, along * chain_grad + over * skip_grad)
 
 
 def _clear(stages: Sequence[nn.Module]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ppkit.builders import gpipe
@@ -47,4 +48,4 @@ def step_of(sizes: list[int], n_microbatches: int) -> Timeline:
     """GPipe's step, simulated, if the stages have so many layers; a backward takes twice as long as a forward."""
     stages = stage_sums(COSTS, sizes)
     costs = Costs(forward=[cost / 3 for cost in stages], backward=[2 * cost / 3 for cost in stages])
-    return simulate(gpipe(len(sizes), n_microbatches), costs)
+    return replace(simulate(gpipe(len(sizes), n_microbatches), costs), notes={"unit": "time units"})

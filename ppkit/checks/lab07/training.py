@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,17 +15,19 @@ from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab07.oracle import build_skip_stages, messages, train
 from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.balance_skips import H68, S102, S103, S104, S105
+from ppkit.checks.mistakes.balance_skips import F41_LOST, H68, S102, S103, S104, S105
 from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, UNPAIRED, WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G26, G32, ONE_BY_ONE
-from ppkit.checks.mistakes.naive import N14
+from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G32, ONE_BY_ONE
+from ppkit.checks.mistakes.naive import N14, N16
+from ppkit.checks.mistakes.one_f_one_b import F41
 from ppkit.checks.oracle import parameters
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
 from ppkit.checks.steps import digits_cut
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
-from ppkit.observe.fields import NEVER_FINISHED
+from ppkit.event import Event
+from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED
 
 __all__ = ["check_first_rank_step", "check_skip_step", "show_step"]
 
@@ -114,17 +117,32 @@ def _run(driver: Function, step: Function, stages: Sequence[nn.Module], data: li
 
 
 def _explain(verdict: Wrong, expected: Expected) -> None:
-    """Find the mistake behind a run that got stuck: ranks in a circle, or a gradient that nobody sends."""
-    if verdict.mistake not in (UNPAIRED, MISSING_MESSAGE) or verdict.timeline is None:
+    """Find the mistake behind a run that got stuck: a send that was dropped or is too many, or ranks in a circle."""
+    if verdict.mistake is not UNPAIRED or verdict.timeline is None:
         return
     waits = {event.rank: event.peer for event in verdict.timeline if event.note == NEVER_FINISHED}
+    sent = Counter((event.rank, event.peer or 0) for event in verdict.timeline if event.kind == "SEND")
+    lost = [one for one in _never_waited(verdict.timeline) if one.message is None and one.rank not in waits]
+    more = [link for link, n in sent.items() if n > expected.links[link]]
+    if lost:
+        text = f"On rank {lost[0].rank}, its {lost[0].label} was never waited for, and never arrived."
+        verdict.mistake, verdict.facts = F41_LOST, (*verdict.facts, text)
+    elif more:
+        sender, receiver = more[0]
+        text = f"Rank {sender} has sent {sent[more[0]]} messages to rank {receiver}; this task needs "
+        verdict.mistake, verdict.facts = N16, (*verdict.facts, f"{text}{expected.links[more[0]]}.")
+    elif _in_a_circle(waits):
+        verdict.mistake = S105
+
+
+def _in_a_circle(waits: dict[int, int | None]) -> bool:
+    """Whether more than two ranks wait for each other, rank 0 or one that it waits for among them."""
     ring: list[int] = []
     rank: int | None = 0
     while rank is not None and rank in waits and rank not in ring:
         ring.append(rank)
         rank = waits[rank]
-    if rank is not None and rank in ring and len(ring) - ring.index(rank) > 2:
-        verdict.mistake = S105
+    return rank is not None and rank in ring and len(ring) - ring.index(rank) > 2
 
 
 def _judge_weights(trial: Trial, stages: Sequence[nn.Module], data: list[Cut]) -> None:
@@ -169,6 +187,7 @@ def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[
     suspects = [*_SUSPECTS] if rank == 0 else []
     suspects += [*_ON_ANY_RANK]
     suspects += [("G20", G20, "small micro-batches count as much as large ones")] if ragged else []
+    suspects += [("G25", G25, "the micro-batches' gradients of the skip are swapped")] if not (rank or ragged) else []
     for name, mistake, text in suspects:
         if all_equal(got, train(stages, data[:1], name).weights[0][rank]):
             raise trial.wrong(f"{text}.", mistake, rank=rank)
@@ -212,6 +231,12 @@ def _judge_manner(trial: Trial, rank: int, data: list[Cut]) -> None:
         raise trial.wrong(f"{seen['backwards']} backwards ran for {m} micro-batches.", S103, rank=rank)
     if seen["retained"]:
         raise trial.wrong("a backward was told to keep its graph.", G26, rank=rank)
+    for event in _never_waited(trial.timeline.of_rank(rank)):
+        raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=rank)
+
+
+def _never_waited(timeline: Iterable[Event]) -> Iterator[Event]:
+    return (event for event in timeline if event.kind == "SEND" and event.note == NEVER_WAITED)
 
 
 def _require_overlap(trial: Trial) -> None:

@@ -1,8 +1,13 @@
-"""Hints for the mistakes of balance, skips and recomputation: G31, H68, H69, and S92 to S108 of the catalogue."""
+"""Hints for the mistakes of balance, skips and recomputation: F41, G31, H68, H69, and S92 to S108 of the catalogue."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ppkit.checks.mistakes import Mistake
+from ppkit.checks.mistakes.one_f_one_b import F41
+
+F41_LOST = replace(F41, see="A message never arrived: its send was begun, and nobody waited for it.")
 
 G31 = Mistake(
     "G31",
