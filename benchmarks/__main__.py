@@ -15,11 +15,13 @@ from benchmarks.data_parallel import data_parallel
 from benchmarks.executor import against_torch, emulated
 from benchmarks.importing import importing
 from benchmarks.launching import against_spawn, imports, round_trip
+from benchmarks.peers import against_peers
 from benchmarks.result import Result
 from benchmarks.timelines import drawing, emulation, observation
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Result]]] = {
     "launch": against_spawn,
+    "peers": against_peers,
     "ranks": round_trip,
     "imports": imports,
     "emulation": emulation,
@@ -46,9 +48,8 @@ def main() -> None:
     for name in options.names or BENCHMARKS:
         for result in BENCHMARKS[name]():
             remark = f" ({result.remark})" if result.remark else ""
-            lines.append(
-                f"| {result.what} | {result.value}{remark} | {result.budget} | {'yes' if result.kept else 'NO'} |"
-            )
+            kept = "–" if result.kept is None else "yes" if result.kept else "NO"
+            lines.append(f"| {result.what} | {result.value}{remark} | {result.budget} | {kept} |")
             print(lines[-1], flush=True)
     if options.record:
         table = "\n".join([f"## {datetime.date.today()}, {_machine()}", "", HEADER, *lines, ""])

@@ -12,12 +12,12 @@ class Result(NamedTuple):
         what: the two things compared, with their own values.
         value: the measurement.
         budget: what it may be.
-        kept: whether it is.
+        kept: whether it is; None: it was not measured.
         remark: anything else.
     """
 
     what: str
     value: str
     budget: str
-    kept: bool
+    kept: bool | None
     remark: str = ""

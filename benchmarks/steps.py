@@ -25,6 +25,13 @@ def all_reduce_spawned(rank: int, n_ranks: int, store: str) -> None:
     dist.destroy_process_group()
 
 
+def all_reduce_by_environment() -> None:
+    """The same where the environment says who is who, as torchrun's and accelerate's does."""
+    dist.init_process_group("gloo")
+    all_reduce()
+    dist.destroy_process_group()
+
+
 def pipeline(schedule: Schedule, n_steps: int) -> None:
     """Run a pipeline schedule with asynchronous messages, `n_steps` times."""
     rank, last = dist.get_rank(), dist.get_world_size() - 1
