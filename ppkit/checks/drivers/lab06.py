@@ -97,7 +97,7 @@ class _DisagreeError(Exception):
 def _all_together() -> Iterator[None]:
     """Let a group be made only when all ranks ask for it; otherwise stop all of them, before any can hang.
 
-    Over gloo, ranks that disagree hang, fail, or get away with it, as chance will have it. So they meet first.
+    Ranks that disagree hang, each time in another place, or get away with it by luck. So they meet first.
 
     Raises:
         _DisagreeError: on every rank, at the first group on which they differ.

@@ -14,7 +14,7 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.lab06.runs import on_mesh
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.hybrid import H60_NORM, H66, H66_MEAN, H67, NORMS_ADDED, SCALED_UP, TIED_TWICE
+from ppkit.checks.mistakes.hybrid import H60_NORM, H66, H66_LATE, H66_MEAN, H67, NORMS_ADDED, SCALED_UP, TIED_TWICE
 from ppkit.checks.trial import Trial
 from ppkit.checks.values import difference, equal
 from ppkit.mesh import Mesh
@@ -129,7 +129,7 @@ def _wrong_norm(norm: float, right: float, rank: int, complete: Grads, grads: Gr
         ([twice], TIED_TWICE),
         ([sum(each), sum(without_copy)], NORMS_ADDED),
         ([right * math.sqrt(MESH.n_replicas), twice * math.sqrt(MESH.n_replicas)], H60_NORM),
-        ([math.hypot(*parts)], H66),  # taken before the two parts were added up
+        ([math.hypot(*parts), math.hypot(*parts[:-1], _length(grads[-1][:-1]))], H66_LATE),
     ]
     for wrong, mistake in known:
         if any(math.isclose(norm, one, rel_tol=1e-5) for one in wrong):

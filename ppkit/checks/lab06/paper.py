@@ -42,7 +42,7 @@ Groups = list[list[int]]
 # Task 1: on paper
 
 
-@graded("Task 1, mesh_groups and my_rows", 15)
+@graded("Task 1, mesh_groups and my_rows", 10)
 def check_mesh(mesh_groups: Any, my_rows: Any) -> Passed:
     """Check the rows and columns of several meshes, and which rows of a batch each rank takes."""
     require_function(mesh_groups, "mesh_groups", ("n_replicas", "n_stages"))
@@ -118,7 +118,7 @@ def _words(mesh: Mesh) -> str:
 # Task 2: predict
 
 
-@graded("Task 2, three predictions", 10)
+@graded("Task 2, three predictions", 15)
 def check_predictions(groups_made: Any, megabytes_sent: Any, idle_fraction: Any) -> Passed:
     """Check three predictions for four replicas of three stages against the mesh, a ring, and a simulation."""
     d, p, m = BIG.n_replicas, BIG.n_stages, N_MICROBATCHES
@@ -137,7 +137,7 @@ def check_predictions(groups_made: Any, megabytes_sent: Any, idle_fraction: Any)
         ),
         Estimate("idle_fraction", idle_fraction, bubble.bubble_fraction, known={**idle, bubble.bubble_ratio: G29}),
     ]
-    return judge_estimates(estimates, 10)
+    return judge_estimates(estimates, 15)
 
 
 def _ring(n_ranks: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from ppkit.checks.judge import Wrong
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes.general import UNPAIRED
-from ppkit.checks.mistakes.hybrid import H62, LEFT_ALONE
+from ppkit.checks.mistakes.hybrid import H62, LEFT_ALONE, UNLIKE
 from ppkit.checks.mistakes.naive import N05
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.mesh import Mesh
@@ -35,6 +35,8 @@ def on_mesh(
             verdict.mistake = H62
         elif verdict.mistake is UNPAIRED and any(f"waits in {name}" in text for name in ("all_", "broadcast")):
             verdict.mistake = LEFT_ALONE
+        elif "with different tensors" in text:
+            verdict.mistake = UNLIKE
         raise
 
 

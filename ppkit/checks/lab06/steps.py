@@ -13,6 +13,7 @@ from ppkit.checks.mistakes.hybrid import (
     DIVIDED_TWICE,
     H60,
     H60_WORLD,
+    H62,
     H63,
     H63_EVERY,
     H64,
@@ -23,7 +24,7 @@ from ppkit.checks.mistakes.hybrid import (
     NOT_REDUCED,
     SCALE,
 )
-from ppkit.checks.mistakes.naive import N14
+from ppkit.checks.mistakes.naive import N05, N14
 from ppkit.checks.oracle import train
 from ppkit.checks.oracle_hybrid import Setting, gradients, mean_of_means, parts, ratio
 from ppkit.checks.trial import Trial
@@ -42,9 +43,10 @@ def judge_step(trial: Trial, setting: Setting) -> None:
         Wrong: the first thing that differs, with the mistake that explains it.
     """
     results, n_ranks = trial.results, setting.mesh.n_ranks
-    if not any(seen["grads"] for seen in results) and not any(trial.timeline.bytes_sent):
-        raise trial.unfinished("no parameter has changed, and nothing was sent.")
+    if not any(seen["grads"] for seen in results) and not any(event.kind == "B" for event in trial.timeline):
+        raise trial.unfinished("no backward has run, and no parameter has changed.")
     _judge_rows(trial, setting)
+    _judge_links(trial, setting)
     for rank in range(n_ranks):
         n_steps, n_batches = len(results[rank]["grads"]), len(setting.sizes)
         if n_steps != n_batches:
@@ -99,6 +101,15 @@ def _judge_rows(trial: Trial, setting: Setting) -> None:
                 raise trial.wrong(f"{text} micro-batches.", NOT_CUT, rank=rank)
 
 
+def _judge_links(trial: Trial, setting: Setting) -> None:
+    """Refuse messages from one pipeline to another."""
+    for event in trial.timeline:
+        peer = event.rank if event.peer is None else event.peer
+        if event.kind == "SEND" and setting.mesh.place_of(event.rank)[0] != setting.mesh.place_of(peer)[0]:
+            text = f"a message went from rank {event.rank} to rank {peer}, from one replica's pipeline to another's."
+            raise trial.wrong(text, N05 if abs(event.rank - peer) == 1 else H62)
+
+
 def _judge_groups(trial: Trial, setting: Setting, rank: int) -> None:
     replica = setting.mesh.place_of(rank)[0]
     for one in trial.results[rank]["collectives"]:
@@ -133,7 +144,7 @@ def _explain(trial: Trial, setting: Setting, rank: int) -> tuple[Mistake, str]:
 
 def _explain_factor(factor: float, d: int, p: int, m: int) -> Mistake:
     known: list[tuple[float, Mistake]] = [
-        (d, D44), (1 / p, H64), (1 / (d * p), H64), (1 / d, DIVIDED_TWICE), (m, G18), (d * m, G18), (1 / m, G19),
+        (d, D44), (1 / p, H64), (1 / (d * p), H64), (1 / d, DIVIDED_TWICE), (m, G18), (1 / m, G19),
     ]  # fmt: skip
     return next((mistake for wrong, mistake in known if math.isclose(factor, wrong)), SCALE)
 

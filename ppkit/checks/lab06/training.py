@@ -131,5 +131,8 @@ def show_step(hybrid_step: Any) -> None:
         return
     timeline = trial.timeline.step(-1, clip=True) if trial.timeline.n_steps else trial.timeline
     mine = by_replica(replace(timeline, name="your step"), setting.mesh.n_replicas)
-    alone = simulate(gpipe(setting.mesh.n_stages, setting.n_microbatches), Costs(forward=0.020, backward=0.040))
+    row_bytes = setting.widths[1] * 8  # of each of a micro-batch's activations
+    n_rows = setting.sizes[0] // setting.mesh.n_replicas // setting.n_microbatches
+    costs = Costs(forward=0.020, backward=0.040, bandwidth=bandwidth, activation_bytes=n_rows * row_bytes)
+    alone = simulate(gpipe(setting.mesh.n_stages, setting.n_microbatches), costs)
     display(gantt(mine, replace(alone, name="GPipe in one replica")))  # type: ignore[no-untyped-call]  # IPython's display has no types

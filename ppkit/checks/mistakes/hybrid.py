@@ -26,8 +26,7 @@ H61 = Mistake(
     "H61",
     "Not all ranks asked for the same groups in the same order.",
     "To make a group is itself something that all ranks of the world do together, also those that will not be in it. "
-    "If they don't, the ranks no longer agree on which group is which; over NCCL the program hangs, over gloo it may "
-    "work by luck.",
+    "If they don't, the ranks no longer agree on which group is which, and wait for each other in different places.",
     "Each line that makes a group: on which ranks does it run, and with what, if you count through the ranks?",
 )
 
@@ -47,6 +46,15 @@ LEFT_ALONE = Mistake(
     "All ranks of a group must make the same collectives of that group, also those that have nothing of their own to "
     "tell. A rank that has returned, or waits elsewhere, leaves the others alone.",
     "The conditions around the waiting call: is each of them true on every rank of the group that the call is for?",
+)
+
+UNLIKE = Mistake(
+    "",
+    "Ranks came to one and the same collective with tensors that do not fit each other.",
+    "Copies of a stage have weights of the same shapes, in the same order; ranks of different stages have not. "
+    "Collectives carry no names: the first call of each rank belongs to the first call of the others, and so on.",
+    "The calls that the report quotes: which ranks are in the group of each, and has every one of them made the same "
+    "calls before?",
 )
 
 # Data and the scale of gradients
@@ -169,6 +177,13 @@ H66_MEAN = Mistake(
     "Both copies of the tied weight have the same gradient, and it is half of the right one.",
     "What the first and the last stage have are two parts of one gradient, not two estimates of the same.",
     "What happens to the tied weight's gradient after the two ranks have exchanged it.",
+)
+
+H66_LATE = Mistake(
+    "H66",
+    "The norm was taken before the two parts of the tied weight's gradient were added up.",
+    "The norm is that of the gradient that the optimizer uses. The parts of a sum have another norm than the sum.",
+    "The order of what your function does: which gradients are complete when the squares are taken?",
 )
 
 H67 = Mistake(

@@ -271,6 +271,14 @@ def right_norm_and_own_scale(weights, tied, row, ends, c):
     return norm
 
 
+@fails("check_sum_and_clip", "H66", "a norm of")
+def tied_parts_added_after_the_norm(weights, tied, row, ends, c):
+    norm = clip_with(tie="", counted=lambda weights, tied, first: weights)(weights, tied, row, ends, c)
+    if tied is not None:
+        dist.all_reduce(tied.grad, group=ends)
+    return norm
+
+
 @fails("check_sum_and_clip", None, "waits in all_reduce")
 def only_the_ends_tell_their_squares(weights, tied, row, ends, c):
     return clip_with()(weights, tied, row, ends, c) if tied is not None else 0.0
@@ -356,6 +364,7 @@ def world(row, column):
 step("summed_over_the_row", "H60", "ran over its row", group=lambda row, column: row)
 step("summed_over_the_world", "H60", "ran over all ranks", group=lambda row, column: None)
 step("stage_for_rank", "H62", "deadlock", peers=lambda row: group_numbers(row))
+step("one_long_pipeline", "N05", "from one replica's pipeline", peers=lambda row: in_a_line())
 step("first_backward", "H63", "after 1 of 4 backwards", moment=lambda i, m: i == 0)
 step("last_but_one", "H63", "after 3 of 4 backwards", moment=lambda i, m: i == m - 2)
 step("sums_at_every_backward", "H63", "after 1, 2, 3, 4 of 4 backwards", moment=lambda i, m: True)
@@ -386,6 +395,11 @@ step("nothing_summed", None, "summed no gradients", moment=lambda i, m: False)
 step("gradients_never_cleared", "G22", "after step 1", clear=False)
 step("mean_loss_of_the_replica", "G32", "add up to", told=lambda total: total * 2)
 step("loss_not_returned", None, "nothing", told=lambda total: None)
+
+
+def in_a_line():
+    rank = dist.get_rank()
+    return rank - 1 if rank else None, rank + 1 if rank < dist.get_world_size() - 1 else None
 
 
 def group_numbers(row):
