@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from itertools import product
 
+import IPython.display
 import pytest
 from bank import bank
 
@@ -95,10 +97,12 @@ def test_the_slowest_link_on_the_way_counts() -> None:
 @pytest.mark.parametrize("site", [HOME, SERVER], ids=lambda site: site.name)
 def test_best_is_the_best_of_all(site: Site) -> None:
     every = decisions(site, (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64))
-    fitting = [outcome(site, one) for one in every if max(outcome(site, one).peaks) <= site.node.memory]
-    assert outcome(site, best(site)).seconds == min(one.seconds for one in fitting)
-    assert max(outcome(site, best(site)).peaks) <= site.node.memory
-    near = sum(one.seconds <= 1.1 * outcome(site, best(site)).seconds for one in fitting)
+    results = [outcome(site, one) for one in every]
+    fitting = [one.seconds for one in results if max(one.peaks) <= site.node.memory]
+    found = outcome(site, best(site))
+    assert found.seconds == min(fitting)
+    assert max(found.peaks) <= site.node.memory
+    near = sum(seconds <= 1.1 * found.seconds for seconds in fitting)
     assert 5 <= near <= len(fitting) / 2  # several are right, and most are not
 
 
@@ -168,8 +172,24 @@ def test_every_mistake_of_the_lab_is_in_the_bank() -> None:
 # --- what the notebook shows
 
 
-def test_plans_are_shown_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    lab08.show_plans(GOOD, {"replicas": ...}, None)
-    assert capsys.readouterr().out.startswith("Your plans: not done yet.")
+def test_plans_are_shown_beside_each_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(IPython.display, "display", drawn.append)
+    lab08.show_plans(None, {"replicas": ...}, [1])
+    said = capsys.readouterr().out
+    for name, state in (("home", "not done yet"), ("server", "not done yet"), ("cluster", "does not work yet")):
+        assert f"Your plan for {name}: {state}." in said
+    assert not drawn
+    lab08.show_plans({"replicas": 1, "stages": 1, "microbatches": 16}, GOOD, {"replicas": 4, **dict.fromkeys(GOOD, 4)})
+    *_, home, server = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", home) == ["your plan for home", "1.95", "does not fit", "does not fit"]
+    assert re.split(r"  +", server) == ["your plan for server", "1.00", "does not fit", "does not fit"]
+    assert len(drawn) == 2
+
+
+def test_machines_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     lab08.show_machines()
-    assert "4 × 8" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["home", "server", "cluster"]
+    assert lines[1].split() == ["devices", "2", "8", "4", "×", "8"]
+    assert "0.5 + 0.859 n ms" in lines[8]

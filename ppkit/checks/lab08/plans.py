@@ -184,9 +184,10 @@ def _spent(site: Site, plan: Decision, result: Outcome) -> str:
     busy = max(timeline.busy)
     left = max(0.0, result.seconds - busy - waits)
     used = plan.replicas * plan.stages
+    reduce = f"an all-reduce takes {duration(waits)}, and for" if waits else "and for"
     return (
-        f"{used} of {site.n_devices} devices work. The busiest computes for {duration(busy)}, "
-        f"an all-reduce takes {duration(waits)}, and for {duration(left)} it waits for its neighbours."
+        f"{used} of {site.n_devices} devices work. The busiest computes for {duration(busy)}, {reduce} "
+        f"{duration(left)} it waits for its neighbours."
     )
 
 

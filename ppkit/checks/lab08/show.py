@@ -56,18 +56,18 @@ def show_plans(home_plan: Any, server_plan: Any, cluster_plan: Any) -> None:
 
     from ppkit.draw import gantt
 
-    try:
-        plans = [
-            read_plan(site, plan) for site, plan in zip(_SITES, (home_plan, server_plan, cluster_plan), strict=True)
-        ]
-    except Verdict as verdict:
-        print(verdict.text("Your plans"))
-        return
-    print(f"{'a step, as a multiple of the best plan':44}" + "".join(f"{site.name:>20}" for site in _SITES))
-    for site, plan in zip(_SITES, plans, strict=True):
+    plans: list[tuple[Site, Decision]] = []
+    for site, answer in zip(_SITES, (home_plan, server_plan, cluster_plan), strict=True):
+        try:
+            plans.append((site, read_plan(site, answer)))
+        except Verdict as verdict:
+            print(verdict.text(f"Your plan for {site.name}"))
+    if plans:
+        print(f"{'a step, as a multiple of the best plan':44}" + "".join(f"{site.name:>20}" for site in _SITES))
+    for site, plan in plans:
         row = "".join(f"{_beside_best(other, plan):>20}" for other in _SITES)
         print(f"your plan for {site.name:30}{row}".rstrip())
-    for site, plan in zip(_SITES, plans, strict=True):
+    for site, plan in plans:
         display(gantt(outcome(site, plan).timeline))  # type: ignore[no-untyped-call]  # IPython's display has no types
 
 

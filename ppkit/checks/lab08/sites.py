@@ -174,7 +174,7 @@ class Outcome:
         return self.peaks.index(max(self.peaks))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)  # a timeline of many ranks has megabytes
 def outcome(site: Site, plan: Decision) -> Outcome:
     """Simulate one step of a plan that is possible.
 

@@ -225,8 +225,8 @@ P135 = Mistake(
     "The plan fits, and with the same numbers another schedule would be faster.",
     "Schedules of the same stages and micro-batches differ in how long ranks wait at the beginning and the end, "
     "and in how many forwards they have in hand when a message is late.",
-    "The simulated rows of your plan: where do they wait, and which schedule has something to do there? "
-    "Mind what it holds.",
+    "The drawing of your plan at the end of the lab: where do its ranks wait, and which schedule has something to do "
+    "there? Mind what it holds.",
 )
 
 P136 = Mistake(
