@@ -151,8 +151,9 @@ class Costs:
         A backward completes a stage's gradients evenly, byte by byte, so that the first of four equal buckets is full
         after a quarter of it. The last bucket may be smaller than the others.
         """
-        sizes, whole = self.sizes("gradient_bytes", n_stages), self.reduce(n_stages)
-        return tuple(tuple(self._buckets(*one)) for one in zip(sizes, whole, strict=True))
+        every = list(zip(self.sizes("gradient_bytes", n_stages), self.reduce(n_stages), strict=True))
+        found = {one: tuple(self._buckets(*one)) for one in set(every)}  # most stages are alike
+        return tuple(found[one] for one in every)
 
     def _buckets(self, nbytes: int, whole: tuple[float, int]) -> Iterator[Reduction]:
         seconds, sent = whole
@@ -172,8 +173,11 @@ class Costs:
         ranks = schedule.stage_to_rank
         sizes = self.nbytes(schedule.n_stages)
         over = [ranks[stage] != ranks[stage + 1] for stage in range(schedule.n_stages - 1)] + [False]
-        rate = self.bandwidth or math.inf
-        return tuple(self.latency + size / rate if far else 0.0 for size, far in zip(sizes, over, strict=True))
+        return tuple(self.transfer_seconds(size) if far else 0.0 for size, far in zip(sizes, over, strict=True))
+
+    def transfer_seconds(self, nbytes: float) -> float:
+        """Seconds of a message of so many bytes between two ranks."""
+        return self.latency + nbytes / (self.bandwidth or math.inf)
 
     def per_chunk(self, n_chunks: int) -> Costs:
         """What a chunk costs where every stage is cut into so many equal ones, as interleaved schedules do.

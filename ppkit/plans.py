@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from html import escape
 from typing import Any, NamedTuple
 
@@ -12,9 +13,9 @@ from ppkit.errors import PpkitError
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
 
-__all__ = ["Machine", "Model", "Option", "Plan", "PlanError", "Rejected"]
+__all__ = ["MOST_DEVICES", "Machine", "Model", "Option", "Plan", "PlanError", "Rejected"]
 
-_MOST_DEVICES = 64  # to simulate more takes minutes
+MOST_DEVICES = 64  # of a plan: to compare all ways on more takes long
 
 
 class PlanError(PpkitError, ValueError):
@@ -34,6 +35,10 @@ class Model:
         backward: FLOPs of one sample's full backward; left out: twice the forward.
         parameter_bytes: of one parameter; its gradient takes as many.
         optimizer_bytes: of the optimizer's state for one parameter; 8 for Adam in 32 bits, 0 for plain SGD.
+        whole_bytes: of ``activation_bytes``, what tensor parallelism does not divide; left out: as
+            ``message_bytes``, but no more than all. Of a transformer's 34 s·h bytes 10 s·h (arXiv 2205.05198).
+        n_heads: of a layer; tensor parallelism cuts between heads. Left out: wherever it likes.
+        recompute: a layer keeps its input alone, and its backward computes its forward again.
 
     Raises:
         PlanError: a number that cannot be.
@@ -47,23 +52,46 @@ class Model:
     backward: float | None = None
     parameter_bytes: int = 4
     optimizer_bytes: int = 8
+    whole_bytes: float | None = None
+    n_heads: int | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, counts=("n_layers", "n_parameters"), above_zero=("forward", "parameter_bytes"))
+        _check(self, counts=("n_layers", "n_parameters", "n_heads"), above_zero=("forward", "parameter_bytes"))
+
+    @property
+    def message(self) -> float:
+        """Bytes of one sample between two layers."""
+        return self.activation_bytes if self.message_bytes is None else self.message_bytes
+
+    @property
+    def whole(self) -> float:
+        """Bytes of one sample's activations in a layer that tensor parallelism does not divide."""
+        return min(self.message if self.whole_bytes is None else self.whole_bytes, self.activation_bytes)
+
+    @property
+    def full_backward(self) -> float:
+        """FLOPs of one sample's backward, with the forward that is computed again, if so."""
+        backward = 2 * self.forward if self.backward is None else self.backward
+        return backward + self.forward * self.recompute
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Equal devices, and equal links between any two of them.
+    """Equal devices, and equal links between any two of them, or faster ones inside a node.
 
     Args:
-        n_devices: how many; at most 64.
+        n_devices: how many.
         memory: bytes of each device.
         speed: FLOPs a second that a device reaches in practice.
         latency: seconds of a message, however small.
         bandwidth: bytes a second of a link; None: without limit.
         overhead: seconds that a layer's forward, and likewise its backward, takes at least: it makes
             micro-batches that are too small expensive.
+        node_size: devices of a node, such as a server; with 1, the default, links are all alike and tensor
+            parallelism is not considered.
+        node_latency: seconds of a message inside a node; left out: as ``latency``.
+        node_bandwidth: bytes a second of a link inside a node; left out: as ``bandwidth``.
 
     Raises:
         PlanError: a number that cannot be.
@@ -75,17 +103,26 @@ class Machine:
     latency: float = 0.0
     bandwidth: float | None = None
     overhead: float = 0.0
+    node_size: int = 1
+    node_latency: float | None = None
+    node_bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self, counts=("n_devices",), above_zero=("memory", "speed", "bandwidth"))
-        if self.n_devices > _MOST_DEVICES:
-            raise PlanError(f"n_devices={self.n_devices}: a plan simulates at most {_MOST_DEVICES}")
+        above_zero = ("memory", "speed", "bandwidth", "node_bandwidth")
+        _check(self, counts=("n_devices", "node_size"), above_zero=above_zero)
+
+    def link(self, span: int) -> tuple[float, float | None]:
+        """Latency and bandwidth between devices of a group that lies on so many devices in a row."""
+        if self.node_size % span:
+            return self.latency, self.bandwidth
+        latency = self.latency if self.node_latency is None else self.node_latency
+        return latency, self.bandwidth if self.node_bandwidth is None else self.node_bandwidth
 
 
 def _check(given: Model | Machine, counts: Sequence[str], above_zero: Sequence[str]) -> None:
-    for field in fields(given):
-        name, value = field.name, getattr(given, field.name)
-        if value is None and field.default is None:
+    for one in fields(given):
+        name, value = one.name, getattr(given, one.name)
+        if one.default is False or (value is None and one.default is None):
             continue
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         whole = numeric and value >= 1 and value == int(value)
@@ -99,16 +136,20 @@ def _check(given: Model | Machine, counts: Sequence[str], above_zero: Sequence[s
 
 @dataclass(frozen=True, repr=False)
 class Option:
-    """One way of training, simulated.
+    """One way of training, as simulated.
 
     Attributes:
         kind: without numbers, such as ``"DP × 1F1B"``.
         name: with them, such as ``"2 replicas × 1F1B, 4 stages"``.
-        n_replicas, n_stages: replicas, and devices of each.
+        n_replicas, n_stages: replicas, and stages of each.
         n_microbatches: parts in which a replica takes its share of the batch.
-        timeline: one step; of a hybrid, that of one replica.
-        memory: bytes that each rank of the timeline holds at most.
+        memory: bytes that each rank of the timeline holds at most; with tensor parallelism, each of its devices.
         batch: samples in a step.
+        seconds: of one step.
+        bubble: the part of the step in which a device does not compute, communication that is waited for included.
+        bytes_sent: in a step, by the rank that sends the most; with tensor parallelism, by one of its devices.
+        n_tensor: devices of each stage, which share its layers.
+        simulate: gives the timeline.
     """
 
     kind: str
@@ -116,19 +157,23 @@ class Option:
     n_replicas: int
     n_stages: int
     n_microbatches: int
-    timeline: Timeline
     memory: tuple[int, ...]
     batch: int
+    seconds: float
+    bubble: float
+    bytes_sent: int
+    n_tensor: int
+    simulate: Callable[[], Timeline] = field(compare=False)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """One step, simulated; of a hybrid, that of one replica. Tensor parallelism's all-reduces are in F and B."""
+        return self.simulate()
 
     @property
     def n_devices(self) -> int:
         """Devices in use."""
-        return self.n_replicas * self.n_stages
-
-    @property
-    def seconds(self) -> float:
-        """Of one step."""
-        return self.timeline.makespan
+        return self.n_replicas * self.n_stages * self.n_tensor
 
     @property
     def throughput(self) -> float:
@@ -136,19 +181,9 @@ class Option:
         return self.batch / self.seconds
 
     @property
-    def bubble(self) -> float:
-        """The part of the step in which a device does not compute, communication that is waited for included."""
-        return self.timeline.bubble_fraction
-
-    @property
     def peak_memory(self) -> int:
         """Bytes on the rank that holds the most."""
         return max(self.memory)
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes in a step, by the rank that sends the most."""
-        return max(self.timeline.bytes_sent)
 
     @property
     def row(self) -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from ppkit.costs import Reduction
 from ppkit.errors import ScheduleError
 from ppkit.schedule import Action, Op, Schedule
 
-__all__ = ["completed_by", "with_reduce"]
+__all__ = ["bucket_times", "completed_by", "with_reduce"]
 
 
 def with_reduce(schedule: Schedule) -> Schedule:
@@ -50,3 +51,23 @@ def completed_by(row: Sequence[Action]) -> dict[int, int]:
         elif action.op.is_compute:
             last = at if action.op in (Op.B, Op.W) else None
     return found
+
+
+def bucket_times(
+    reductions: Sequence[Reduction], begin: float, end: float, due: float, free: float
+) -> Iterator[tuple[float, float]]:
+    """When the all-reduces of a stage start and end, one at a time.
+
+    Args:
+        reductions: in their order, as ``Costs.reductions`` gives them.
+        begin: seconds, when the backward begins that completes the gradients evenly; where there is none to start
+            in, the same as `end`.
+        end: when it ends.
+        due: when the turn of the stage's ``REDUCE`` comes; gradients that are complete only at its end start then.
+        free: when the all-reduce before them is done.
+    """
+    for reduction in reductions:
+        ready = due if reduction.complete == 1 else begin + reduction.complete * (end - begin)
+        start = max(ready, free)
+        free = start + reduction.seconds
+        yield start, free

@@ -12,7 +12,7 @@ from ppkit.costs import Costs, Reduction
 from ppkit.errors import CostsError, ScheduleError
 from ppkit.event import Event
 from ppkit.messages import channels
-from ppkit.reduce import completed_by
+from ppkit.reduce import bucket_times, completed_by
 from ppkit.schedule import Op, Schedule
 from ppkit.simulate_ddp import bucket_label
 from ppkit.timeline import Timeline
@@ -161,9 +161,7 @@ def _reductions_of(
     for at in due:
         stage = row[at].stage
         last = under.get(stage, at)
-        for complete, seconds, sent, number, nbytes in reductions[stage]:
-            ready = starts[at] if complete == 1 else starts[last] + complete * (ends[last] - starts[last])
-            begin = max(ready, free)
-            free = begin + seconds
+        times = bucket_times(reductions[stage], starts[last], ends[last], starts[at], free)
+        for (begin, free), (_, _, sent, number, nbytes) in zip(times, reductions[stage], strict=True):
             name = "all_reduce" if number is None else bucket_label(number, nbytes, f"stage {stage}")
             yield Event(rank, "COLLECTIVE", begin, free, stage, None, name, nbytes=sent)

@@ -11,7 +11,7 @@ from ppkit.event import Event
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text
 
-__all__ = ["bucket_label", "fill_buckets", "ring_seconds", "simulate_data_parallel"]
+__all__ = ["bucket_label", "data_parallel_step", "fill_buckets", "ring_seconds", "simulate_data_parallel"]
 
 
 def ring_seconds(nbytes: float, n_replicas: int, latency: float = 0.0, bandwidth: float | None = None) -> float:
@@ -93,6 +93,50 @@ def simulate_data_parallel(
     Raises:
         CostsError: durations and bytes that don't pair, or are no finite numbers of at least 0.
     """
+    own, reduces = _parts(
+        backward, gradient_bytes, n_replicas, bucket_bytes, forward, optimizer, latency, bandwidth, overlap
+    )
+    events = [event for rank in range(n_replicas) for event in _events(rank, own, reduces)]
+    name = f"data parallel, {n_replicas} replicas, {len(reduces)} buckets, {'with' if overlap else 'without'} overlap"
+    return Timeline(tuple(events), "simulated", n_replicas, name)
+
+
+def data_parallel_step(
+    backward: Sequence[float],
+    gradient_bytes: Sequence[int],
+    n_replicas: int,
+    *,
+    forward: float,
+    latency: float,
+    bandwidth: float | None,
+) -> tuple[float, int]:
+    """The makespan of ``simulate_data_parallel`` with these arguments, and the bytes that a rank sends."""
+    bucket_bytes = 25 * 2**20
+    own, reduces = _parts(
+        backward, gradient_bytes, n_replicas, bucket_bytes, forward, 0.0, latency, bandwidth, overlap=True
+    )
+    return own[-1].end, sum(part.nbytes for part in reduces)
+
+
+class _Part(NamedTuple):
+    name: str
+    start: float
+    end: float
+    nbytes: int = 0
+
+
+def _parts(
+    backward: Sequence[float],
+    gradient_bytes: Sequence[int],
+    n_replicas: int,
+    bucket_bytes: float,
+    forward: float | None,
+    optimizer: float,
+    latency: float,
+    bandwidth: float | None,
+    overlap: bool,
+) -> tuple[list[_Part], list[_Part]]:
+    """What each rank computes, the optimizer's step last, and its all-reduces."""
     seconds = [_check("backward", value) for value in backward]
     sizes = [_check("gradient_bytes", value) for value in gradient_bytes]
     if not seconds or len(seconds) != len(sizes):
@@ -108,16 +152,7 @@ def simulate_data_parallel(
     reduces = _reduces(layers, sizes, fill_buckets(sizes[::-1], bucket_bytes), n_replicas, latency, bandwidth, overlap)
     end = max([layers[-1].end, *(part.end for part in reduces)])
     own = [_Part("forward", 0.0, ahead), *layers, _Part("optimizer", end, end + _check("optimizer", optimizer))]
-    events = [event for rank in range(n_replicas) for event in _events(rank, own, reduces)]
-    name = f"data parallel, {n_replicas} replicas, {len(reduces)} buckets, {'with' if overlap else 'without'} overlap"
-    return Timeline(tuple(events), "simulated", n_replicas, name)
-
-
-class _Part(NamedTuple):
-    name: str
-    start: float
-    end: float
-    nbytes: int = 0
+    return own, reduces
 
 
 def _backward(seconds: Sequence[float], start: float) -> list[_Part]:

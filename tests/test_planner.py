@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from ppkit import Costs, PpkitError, one_f_one_b, simulate
-from ppkit.planner import Machine, Model, PlanError, plan
+from ppkit import Costs, PpkitError, drafts, one_f_one_b, simulate, ways
+from ppkit.planner import Machine, Model, PlanError, estimate, plan
 from ppkit.simulate_ddp import ring_seconds
 
 # 8 layers; a sample's forward takes 8 ms and its backward 16 ms on a device of speed 1. Weights: 1 MB a layer,
@@ -206,7 +206,16 @@ def test_one_layer_does_not_fit():
         (lambda: replace(MACHINE, bandwidth=0), "bandwidth must be a finite number above 0"),
         (lambda: replace(MACHINE, latency=float("nan")), "latency must be"),
         (lambda: replace(MACHINE, memory=float("inf")), "memory must be"),
-        (lambda: replace(MACHINE, n_devices=65), "at most 64"),
+        (lambda: plan(MODEL, replace(MACHINE, n_devices=65), 8), r"at most 64; for more, ask estimate\(\)"),
+        (lambda: replace(MACHINE, node_size=0), "node_size must be a whole number"),
+        (lambda: replace(MACHINE, node_bandwidth=0), "node_bandwidth must be a finite number above 0"),
+        (lambda: replace(MODEL, n_heads=0.5), "n_heads must be a whole number"),
+        (lambda: estimate(MODEL, MACHINE, 8, 0), "n_microbatches=0: a whole number"),
+        (lambda: estimate(MODEL, MACHINE, 8, 1, schedule="2F2B"), "no schedule '2F2B': it is one of 1F1B, GPipe"),
+        (lambda: estimate(MODEL, MACHINE, 8, 1, n_stages=8), "needs 8 devices, but there are 4"),
+        (lambda: estimate(MODEL, MACHINE, 8, 1, n_stages=9), "needs 9 pieces of at least one layer"),
+        (lambda: estimate(MODEL, MACHINE, 8, 5, n_replicas=2), "each of 5 micro-batches, but a replica has 4"),
+        (lambda: estimate(replace(MODEL, n_heads=6), MACHINE, 8, 1, n_tensor=4), "heads in 4 equal parts"),
         (lambda: plan(MODEL, MACHINE, 0), "batch=0: a whole number"),
         (lambda: plan(MODEL, MACHINE, 2.0), "batch=2.0"),
     ],
@@ -215,6 +224,189 @@ def test_nonsense_is_refused(make, message):
     with pytest.raises(PlanError, match=message) as caught:
         make()
     assert isinstance(caught.value, PpkitError)
+
+
+# --- tensor parallelism
+
+NODES = replace(MACHINE, latency=1e-4, bandwidth=1e8, node_size=4, node_latency=1e-6, node_bandwidth=1e10)
+
+
+def test_tensor_parallelism_divides_the_work_and_waits_in_every_layer():
+    option = find(plan(MODEL, NODES, 8), "4-way tensor")
+    m, rows = option.n_microbatches, 8 // option.n_microbatches
+    one = ring_seconds(rows * 10_000, 4, 1e-6, 1e10)
+    work, waits = 8 * 0.024 / 4, m * 8 * 4 * one  # 8 layers, 4 all-reduces each
+    assert option.seconds == pytest.approx(work + waits)
+    assert option.bubble == pytest.approx(waits / (work + waits))
+    assert option.bytes_sent == m * 8 * 4 * 2 * 3 * rows * 10_000 // 4
+    # A quarter of the weights and their state; of the activations all but the layer's input is divided.
+    assert option.memory == (16 * 2_000_000 // 4 + rows * 8 * (10_000 + 990_000 // 4),)
+    assert option.n_devices == option.n_tensor == 4
+
+
+def test_recomputing_keeps_the_inputs_of_layers_and_computes_a_forward_more():
+    model = replace(MODEL, recompute=True, whole_bytes=200_000)
+    plain, option = (estimate(m, NODES, 8, 8, n_tensor=2) for m in (replace(model, recompute=False), model))
+    one = ring_seconds(10_000, 2, 1e-6, 1e10)
+    assert plain.seconds == pytest.approx(8 * (0.024 / 2 + 8 * 4 * one))
+    assert option.seconds == pytest.approx(8 * (0.032 / 2 + 8 * 6 * one))
+    assert plain.memory == (16_000_000 + 8 * (200_000 + 400_000),)
+    assert option.memory == (16_000_000 + 8 * 10_000 + (200_000 + 400_000),)
+
+
+def test_groups_inside_a_node_use_its_links():
+    """Tensor parallelism innermost, then the pipeline, then replicas."""
+    big = replace(NODES, n_devices=16)
+    inside = estimate(MODEL, big, 8, 1, n_stages=2, n_tensor=2, n_replicas=2)
+    waits = 2 * 4 * ring_seconds(40_000, 2, 1e-6, 1e10)  # a stage has 4 layers, a micro-batch 4 samples
+    message = 1e-6 + 20_000 / 1e10 + ring_seconds(40_000, 2, 1e-6, 1e10) / 2  # a half each, then both gather
+    reduce = ring_seconds(2_000_000, 2, 1e-4, 1e8)  # of a quarter of the gradients, between nodes
+    forward, backward = 4 * 0.008 / 2 / 2 + waits, 4 * 0.016 / 2 / 2 + waits  # half of the layers, and half of each
+    assert inside.seconds == pytest.approx(2 * (forward + backward + message) + reduce, rel=1e-6)
+    across = estimate(MODEL, big, 8, 1, n_stages=1, n_tensor=8)
+    assert across.bubble > 5 * estimate(MODEL, big, 8, 1, n_stages=1, n_tensor=4).bubble
+
+
+def test_without_nodes_there_is_no_tensor_parallelism():
+    assert all(option.n_tensor == 1 for option in plan(MODEL, MACHINE, 8).options)
+
+
+def test_options_with_nodes_are_complete():
+    found = plan(replace(MODEL, n_heads=6), NODES, 8)
+    plain = plan(MODEL, replace(NODES, node_size=1), 8)
+    # In groups of two: alone, 2 replicas (and ZeRO-1), 4 schedules on 2 × 2. Six heads are not divided by four.
+    tensor = [option for option in found.options if option.n_tensor > 1]
+    assert {option.n_tensor for option in tensor} == {2}
+    assert len(tensor) == 1 + 2 + 4
+    assert len(found.options) == len(plain.options) + len(tensor)
+    assert why(found, "4-way tensor") == "needs heads in 4 equal parts, but a layer has 6"
+    assert {option.kind for option in tensor} >= {"TP", "DP × TP", "DP × TP + ZeRO-1", "TP × 1F1B"}
+
+
+def test_a_layer_that_does_not_fit_is_cut():
+    small = replace(NODES, memory=3e6)  # a layer's weights take 4 MB, and its activations for a sample 1 MB
+    assert not plan(MODEL, replace(small, node_size=1), 8).options
+    with pytest.raises(PlanError, match=r"Cut the layers themselves \(tensor parallelism\)"):
+        _ = plan(MODEL, replace(small, node_size=1), 8).best
+    best = plan(replace(MODEL, n_layers=2, n_parameters=500_000), small, 8).best
+    assert best.n_tensor > 1
+
+
+# --- what others have measured
+
+BYTES = {"parameter_bytes": 2, "optimizer_bytes": 14}  # values; a gradient of as many; Adam and 32-bit copies of both
+
+
+def gpt(n_layers, width, n_heads):
+    """A transformer whose layers recompute their forward: 12 h² parameters, and the attention's 4 s² h FLOPs."""
+    s, n = 2048, 12 * n_layers * width**2
+    forward = 2 * n * s + 4 * s * s * width * n_layers
+    sizes = {"message_bytes": 2 * s * width, "whole_bytes": 10 * s * width} | BYTES
+    return Model(n_layers, n, 34 * s * width, forward, n_heads=n_heads, recompute=True, **sizes)
+
+
+def cluster(n_devices, peak, node, between):
+    """Servers of eight GPUs of 80 GB, which reach 56 % of their peak inside a layer."""
+    links = {"latency": 1e-5, "bandwidth": between, "node_size": 8, "node_latency": 5e-6, "node_bandwidth": node}
+    return Machine(n_devices, 80e9, speed=0.56 * peak, **links)
+
+
+# Narayanan et al., arXiv 2104.04473: layers, width, heads; t, p, GPUs; batch, micro-batch, chunks; TFLOP/s of each GPU.
+MEGATRON = {
+    "39.1 B": (48, 8192, 64, 8, 2, 512, 1536, 4, 1, 138),
+    "76.1 B": (60, 10240, 80, 8, 4, 1024, 1792, 2, 3, 140),
+    "145.6 B": (80, 12288, 96, 8, 8, 1536, 2304, 2, 2, 148),
+    "310.1 B": (96, 16384, 128, 8, 16, 1920, 2160, 1, 2, 155),
+    "529.6 B": (105, 20480, 128, 8, 35, 2520, 2520, 1, 3, 163),
+    "1008 B": (128, 25600, 160, 8, 64, 3072, 3072, 1, 1, 163),
+    "GPT-3, 384 GPUs": (96, 12288, 96, 8, 12, 384, 1536, 1, 1, 153),
+    "GPT-3, 768 GPUs": (96, 12288, 96, 8, 12, 768, 1536, 1, 1, 149),
+    "GPT-3, 1536 GPUs": (96, 12288, 96, 8, 12, 1536, 1536, 1, 1, 141),
+}
+
+
+def megatron(name, t=None, p=None):
+    """The estimate, and the TFLOP/s of each GPU as the paper counts them, with the recomputed forward."""
+    layers, width, heads, published_t, published_p, gpus, batch, rows, chunks, _ = MEGATRON[name]
+    t, p = t or published_t, p or published_p
+    chunks = chunks if p * chunks <= layers else 1
+    d = gpus // (t * p)
+    option = estimate(
+        gpt(layers, width, heads), cluster(gpus, 312e12, 250e9, 25e9), batch, batch // d // rows,
+        schedule="interleaved 1F1B" if chunks > 1 else "1F1B", n_chunks=chunks, n_stages=p, n_replicas=d, n_tensor=t,
+    )  # fmt: skip
+    flops = 96 * batch * 2048 * layers * width**2 * (1 + 2048 / (6 * width))
+    return option, flops / option.seconds / gpus / 1e12
+
+
+@pytest.mark.parametrize("name", list(MEGATRON))
+def test_megatrons_throughput(name):
+    option, found = megatron(name)
+    assert found == pytest.approx(MEGATRON[name][-1], rel=0.11)
+    assert option.peak_memory < 80e9  # it did fit
+
+
+def test_a_fixed_batch_on_more_gpus_makes_each_slower_as_measured():
+    measured = [megatron(f"GPT-3, {n} GPUs")[1] for n in (384, 768, 1536)]
+    assert measured == sorted(measured, reverse=True)
+    assert measured[2] / measured[0] == pytest.approx(141 / 153, rel=0.02)
+
+
+@pytest.mark.parametrize("batch", [32, 128])
+def test_tensor_parallelism_as_wide_as_a_node_is_the_best(batch):
+    """Figure 13 of the same paper: 162 billion parameters on 64 GPUs, from 2 × 32 to 32 × 2 stages × tensor."""
+    machine, model = cluster(64, 312e12, 250e9, 25e9), gpt(32, 20480, 128)
+    steps = {t: estimate(model, machine, batch, batch, n_stages=64 // t, n_tensor=t).seconds for t in (2, 4, 8, 16, 32)}
+    assert min(steps, key=steps.get) == 8
+    assert steps[32] > steps[16] > steps[8] < steps[4] < steps[2]
+
+
+def test_models_of_that_size_need_tensor_parallelism():
+    """With stages alone a layer does not fit, or the bubble of that many stages wastes half of the machine."""
+    option, found = megatron("529.6 B", t=1, p=105)
+    assert option.peak_memory > 80e9
+    option, found = megatron("310.1 B", t=1, p=96)
+    assert option.peak_memory < 80e9
+    assert found < 0.7 * megatron("310.1 B")[1]
+
+
+# Llama 3, arXiv 2407.21783, table 4: 405 billion parameters, 8,192 tokens, t = 8, p = 16, optimizer state cut.
+# The number of chunks is not given; here it is 4, of two layers each.
+@pytest.mark.parametrize(("gpus", "n_replicas", "rows", "published"), [(8192, 64, 32, 430), (16384, 128, 16, 400)])
+def test_llamas_throughput(gpus, n_replicas, rows, published):
+    s, width, inner, layers = 8192, 16384, 53248, 126
+    parameters = layers * (2 * width**2 + 2 * width * 1024 + 3 * width * inner)  # 8 of 128 heads have keys and values
+    forward = 2 * parameters * s + 2 * s * s * width * layers  # causal: half of the scores
+    sizes = {"message_bytes": 2 * s * width, "whole_bytes": 0.0} | BYTES  # divided along the sequence elsewhere
+    model = Model(layers, parameters, 34 * s * width, forward, n_heads=128, **sizes)
+    machine = cluster(gpus, 989e12, 400e9, 50e9)
+    way = {"schedule": "interleaved 1F1B", "n_chunks": 4, "n_stages": 16, "n_replicas": n_replicas, "n_tensor": 8}
+    option = estimate(model, machine, n_replicas * rows, rows, zero=True, **way)
+    found = 3 * forward * option.batch / option.seconds / gpus / 1e12
+    assert found == pytest.approx(published, rel=0.11)
+
+
+# --- how much it computes
+
+
+def test_a_large_plan_simulates_nothing_and_computes_little(monkeypatch):
+    """64 devices: thousands of candidates, of which most cannot fit or cannot win."""
+    computed = []
+
+    def count(*args):
+        computed.append(args)
+        return original(*args)
+
+    original = drafts.step_seconds
+    monkeypatch.setattr(drafts, "step_seconds", count)
+    monkeypatch.setattr(ways, "simulate", lambda *_: pytest.fail("a plan needs no timeline"))
+    model = replace(gpt(32, 4096, 32), recompute=False)
+    found = plan(model, cluster(64, 312e12, 250e9, 25e9), 256)
+    assert len(found.options) > 100
+    plain = [option for option in found.options if "ZeRO" not in option.kind]
+    assert len(computed) < 2 * len(plain)
+    monkeypatch.undo()
+    assert found.best.timeline.makespan == found.best.seconds
 
 
 # --- how it looks
