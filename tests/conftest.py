@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,19 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def project_root() -> Path:
     """The folder with pyproject.toml."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def interrupted() -> Iterator[Callable[..., None]]:
+    """`interrupted(seconds, function, *args)` calls a function, and interrupts it after so many seconds."""
+
+    def call(delay: float, function: Callable[..., object], *args: object) -> None:
+        threading.Timer(delay, signal.raise_signal, [signal.SIGINT]).start()
+        function(*args)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    yield call
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -535,14 +536,12 @@ def test_a_failed_run_keeps_its_timeline_and_shows_its_output(capsys: pytest.Cap
     assert capsys.readouterr().out == "rank 0 | before\n"
 
 
-def test_an_interrupt_ends_the_run_at_once_and_the_next_one_works() -> None:
+def test_an_interrupt_ends_the_run_at_once_and_the_next_one_works(interrupted: Callable[..., None]) -> None:
     launch(_rank)
     for delay in (0.004, 0.02, 0.05, 0.5):  # while ranks are forked, joined, at work
-        timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
         begun = time.perf_counter()
         with pytest.raises(KeyboardInterrupt) as caught:
-            timer.start()  # on a busy machine the signal is here before this returns
-            launch(time.sleep, 60)
+            interrupted(delay, launch, time.sleep, 60)
         assert time.perf_counter() - begun < delay + 5
         assert launch(_rank).results == (0, 1)
     assert isinstance(caught.value, Interrupted)

@@ -70,12 +70,12 @@ class KeptTeam:
                         return False
         return not missing
 
-    def end(self) -> None:
-        """End the ranks, and return when they and their folder are gone."""
+    def end(self, *, at_once: bool = False) -> None:
+        """End the ranks, whatever they are doing where `at_once`; return when they and their folder are gone."""
         team, self.team = self.team, None
         try:
             if team is not None:
-                _end(team)
+                _end(team, 0.0 if at_once else _END_SECONDS)
         finally:
             self._context.__exit__(None, None, None)
 
@@ -90,10 +90,12 @@ def _tell(team: Team, message: tuple[object, ...]) -> None:
             control.send(message)
 
 
-def _end(team: Team) -> None:
+def _end(team: Team, patience: float) -> None:
+    if all(control.closed for control in team.controls):
+        return  # a run failed, and whoever watched it has ended them
     _tell(team, ("finish",))
     try:
-        ended = _wait_for_ends(team, set(), _END_SECONDS)
+        ended = _wait_for_ends(team, set(), patience)
         if len(ended) < len(team.controls):
             team.kill()
             _wait_for_ends(team, ended, 5 * _END_SECONDS)

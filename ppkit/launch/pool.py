@@ -157,7 +157,7 @@ class Ranks:
             kept.renew(keep_group=self._observe and _is_settled(run))
             shutil.rmtree(run_dir, ignore_errors=True)
         except BaseException:
-            self._end()
+            self._end(at_once=True)
             raise
         return run
 
@@ -169,9 +169,9 @@ class Ranks:
             self._kept.append(KeptTeam(self._n_ranks))
         return self._kept[0]
 
-    def _end(self) -> None:
+    def _end(self, *, at_once: bool = False) -> None:
         while self._kept:
-            self._kept.pop().end()
+            self._kept.pop().end(at_once=at_once)
 
     def _check_usable(self) -> None:
         if self._closed:
