@@ -274,11 +274,10 @@ def _plotly_extension() -> Finding:
     return Finding(FIX, f"not in {folders[0].parent}", advice)
 
 
-def _nbgrader() -> Finding:
-    finding = _packages("nbgrader")
-    if finding.status == OK:
-        return finding
-    return Finding(NOTE, finding.found, f"Only authors need it, for `ppkit build`. {finding.advice}")
+def _optional(name: str, use: str) -> Finding:
+    """Look for a package that the course can do without; `use` says who cannot."""
+    finding = _packages(name)
+    return finding if finding.status == OK else Finding(NOTE, finding.found, f"{use}. {finding.advice}")
 
 
 def _digits() -> Finding:
@@ -305,6 +304,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "kernel": _kernel,
     "plotly": lambda: _packages("plotly"),
     "plotly in JupyterLab": _plotly_extension,
-    "nbgrader": _nbgrader,
+    "nbgrader": lambda: _optional("nbgrader", "Only authors need it, for `ppkit build`"),
+    "ipyparallel": lambda: _optional("ipyparallel", "Only `launch(..., cluster=)` needs it, for ranks on a cluster"),
     "digits": _digits,
 }

@@ -11,6 +11,7 @@ __all__ = ["PYTHON", "RANGES", "in_range", "install"]
 RANGES = {
     "cloudpickle": ("3.0", ""),
     "ipykernel": ("6.29", ""),
+    "ipyparallel": ("8.6", ""),
     "ipython": ("8.18", ""),
     "ipywidgets": ("8.1", ""),
     "jupyterlab": ("4.2", "5"),

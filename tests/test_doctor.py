@@ -132,7 +132,7 @@ def test_json(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_ranges_are_those_of_pyproject() -> None:
-    needed = requirements("lab", "course")
+    needed = requirements("lab", "course", "cluster")
     for name, (lowest, below) in RANGES.items():
         assert needed[name].specifier == SpecifierSet(f">={lowest}" + (f",<{below}" if below else "")), name
     assert set(requirements("lab")) <= set(RANGES)
@@ -209,6 +209,17 @@ def test_nbgrader_is_for_authors(monkeypatch: pytest.MonkeyPatch, ask: Callable[
     found = ask("nbgrader")
     assert found.status == NOTE
     assert found.advice.startswith("Only authors need it, for `ppkit build`. Run:")
+
+
+@pytest.mark.parametrize("version", ["", "8.5.1"])
+def test_ipyparallel_is_for_clusters(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], Finding], version: str
+) -> None:
+    installed(monkeypatch, ipyparallel=version)
+    found = ask("ipyparallel")
+    assert found.status == NOTE
+    assert found.advice.startswith("Only `launch(..., cluster=)` needs it, for ranks on a cluster. Run:")
+    assert found.advice.endswith('"ipyparallel>=8.6"')
 
 
 # --- torch, and what it talks over ---
