@@ -94,16 +94,6 @@ def members_alone(d, p):
     return row, dist.new_group([r * p + number for r in range(d)])
 
 
-@made("members_alone_by_a_condition", "H61", "group number 1")
-def members_alone_by_a_condition(d, p):
-    rank, found = dist.get_rank(), []
-    mesh = torch.arange(d * p).view(d, p)
-    for ranks in (*mesh.tolist(), *mesh.T.tolist()):
-        if rank in ranks:
-            found.append(dist.new_group(ranks))
-    return found
-
-
 @made("own_row_first", "H61", "group number 1")
 def own_row_first(d, p):
     replica, number = divmod(dist.get_rank(), p)
@@ -206,7 +196,6 @@ def finish(name, code, *words, **changes):
 finish("bugs_mended_and_division_lost", "D44", "exactly 2 times", divide=lambda column: 1)
 finish("averages_at_every_backward", "H63", "at 4 moments", moment=lambda i, m: True)
 finish("in_the_middle", "H63", "after 3 of 4 backwards", moment=lambda i, m: i == 1)
-finish("nothing_is_summed", None, "summed no gradients", moment=lambda i, m: False)
 finish("over_all_ranks", None, "shape", group=lambda column: None)
 finish("bugs_mended_and_step_lost", "N14", "took 0 steps", step=False)
 
@@ -253,13 +242,6 @@ clip("norm_over_the_world", "H60", "a norm of", over="world")
 clip("tied_weight_counts_twice", None, "a norm of", counted=lambda weights, tied, first: weights)
 clip("norms_added", None, "a norm of", over="norms")
 clip("scaled_up", None, "multiplied by 10", scale=lambda c, norm, weights: c / norm)
-
-
-@fails("check_sum_and_clip", "H67", "a norm of")
-def by_torch_on_each_stage(weights, tied, row, ends, c):
-    if tied is not None:
-        dist.all_reduce(tied.grad, group=ends)
-    return torch.nn.utils.clip_grad_norm_(weights, c)
 
 
 @fails("check_sum_and_clip", "H67", "were multiplied by")
@@ -366,7 +348,6 @@ step("summed_over_the_world", "H60", "ran over all ranks", group=lambda row, col
 step("stage_for_rank", "H62", "deadlock", peers=lambda row: group_numbers(row))
 step("one_long_pipeline", "N05", "from one replica's pipeline", peers=lambda row: in_a_line())
 step("first_backward", "H63", "after 1 of 4 backwards", moment=lambda i, m: i == 0)
-step("last_but_one", "H63", "after 3 of 4 backwards", moment=lambda i, m: i == m - 2)
 step("sums_at_every_backward", "H63", "after 1, 2, 3, 4 of 4 backwards", moment=lambda i, m: True)
 step(
     *("averages_at_every_backward_of_a_step", "H63", "after 1, 2, 3, 4 of 4 backwards"),
