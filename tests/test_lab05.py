@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from bank import bank
 from torch import nn
 
 from ppkit.checks import lab05
@@ -17,6 +18,12 @@ from ppkit.checks.oracle_replicas import Net, digit_shards, train
 pytestmark = pytest.mark.ranks
 
 RIGHT = (72_360, 2, "four times as large", "dataparallel")
+ASKED = {"D58", "D59"}  # wrong ideas: a wrong answer to one of several questions keeps the others' points
+
+
+def test_every_mistake_that_the_lab_promises_is_in_the_bank() -> None:
+    codes = {submission.code for submission in bank("lab05", "wrong").values()}
+    assert {f"D{number}" for number in range(42, 60)} - codes == ASKED
 
 
 @pytest.mark.parametrize(

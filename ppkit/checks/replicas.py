@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ppkit.checks.judge import Wrong
-from ppkit.checks.messages import Expected
+from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import COLLECTIVE_ALONE, D51, OTHER_COLLECTIVES
+from ppkit.checks.mistakes.data_parallel import D51
 from ppkit.checks.mistakes.general import EXCEPTION, UNPAIRED
+from ppkit.checks.mistakes.replicas import COLLECTIVE_ALONE, OTHER_COLLECTIVES
 from ppkit.checks.trial import Trial, on_ranks
 
 __all__ = ["on_replicas", "stuck"]
 
 
-def on_replicas(driver: Callable[..., Any], *args: Any, n_ranks: int, where: str) -> Trial:
-    """Call `driver(*args)` on ranks that hold replicas: `on_ranks`, without messages between two of them.
+def on_replicas(
+    driver: Callable[..., Any], *args: Any, n_ranks: int, where: str, messages: Sequence[Message] = ()
+) -> Trial:
+    """Call `driver(*args)` on ranks that hold replicas: `on_ranks`, where only the driver sends messages.
 
     Raises:
         Unfinished: the function still raises NotImplementedError.
         Wrong: a rank raised, exited, crashed, waited for ever or took too long.
     """
     try:
-        return on_ranks(driver, *args, n_ranks=n_ranks, where=where, expected=Expected(()))
+        return on_ranks(driver, *args, n_ranks=n_ranks, where=where, expected=Expected(tuple(messages)))
     except Wrong as verdict:
         verdict.mistake = _of_replicas(verdict)
         raise

@@ -30,6 +30,7 @@ class Setting:
         bucket_bytes: of a full bucket.
         batches: for each step, each rank's micro-batches.
         how: for each rank, further arguments of the model.
+        in_turn: rank 1 begins a step's last backward only when rank 0's is over, which must not wait for it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Setting:
     bucket_bytes: int
     batches: Sequence[Sequence[Cut]]
     how: Sequence[tuple[Any, ...]]
+    in_turn: bool = False
 
     @property
     def n_ranks(self) -> int:
@@ -51,25 +53,18 @@ class Setting:
 
 def train(reducer_class: Callable[..., Any], setting: Setting) -> dict[str, Any]:
     """Train with the learner's reducer: its gradients in every step, and its all-reduces."""
-    rank, model = dist.get_rank(), setting.model
+    model = setting.model
     reducer = reducer_class(model, setting.bucket_bytes)
     if not callable(getattr(reducer, "finish", None)):
         return {"returned": shown(reducer) or "nothing"}
-    begun: list[int] = []
+    begun = [0]
     next(model.parameters()).register_hook(lambda _: begun.append(len(collectives())))
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
     steps = []
     for shards in setting.batches:
-        n_rows = sum(shard.n_rows for shard in shards)
         before = len(collectives())
-        early = 0
         optimizer.zero_grad()
-        for i, (inputs, targets) in enumerate(zip(shards[rank].inputs, shards[rank].targets, strict=True)):
-            early = len(collectives()) - before
-            reducer.sync = i == len(shards[rank]) - 1
-            output = model(inputs, *setting.how[rank])
-            share = dist.get_world_size() / n_rows
-            (cross_entropy(output, targets, reduction="sum") * share).backward()
+        early = _backwards(reducer, setting, shards) - before
         reducer.finish()
         rows = collectives()[before:]
         step = {
@@ -82,3 +77,20 @@ def train(reducer_class: Callable[..., Any], setting: Setting) -> dict[str, Any]
         steps.append(step)
         optimizer.step()
     return {"steps": steps}
+
+
+def _backwards(reducer: Any, setting: Setting, shards: Sequence[Cut]) -> int:
+    """Run the micro-batches of this rank's shard; return how many collectives there were before the last one."""
+    rank, n_ranks = dist.get_rank(), dist.get_world_size()
+    share = n_ranks / sum(shard.n_rows for shard in shards)
+    before = 0
+    for i, (inputs, targets) in enumerate(zip(shards[rank].inputs, shards[rank].targets, strict=True)):
+        before = len(collectives())
+        reducer.sync = last = i == len(shards[rank]) - 1
+        loss = cross_entropy(setting.model(inputs, *setting.how[rank]), targets, reduction="sum") * share
+        if setting.in_turn and last and rank == 1:
+            dist.recv(torch.zeros(1), src=0)
+        loss.backward()
+        if setting.in_turn and last and rank == 0:
+            dist.send(torch.zeros(1), dst=1)
+    return before

@@ -13,23 +13,19 @@ from ppkit.buckets import make_buckets
 from ppkit.checks.drivers import lab05_buckets as ranks
 from ppkit.checks.drivers.lab05_buckets import Setting
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
+from ppkit.checks.messages import Message
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import (
+from ppkit.checks.mistakes.data_parallel import D44, D47, D48, D49, D50, D52, D53
+from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
+from ppkit.checks.mistakes.replicas import (
+    BLOCKS,
     COLLECTIVE_ALONE,
-    D44,
-    D47,
-    D48,
-    D49,
-    D50,
-    D52,
-    D53,
     LAST_BUCKET,
     NEVER_AVERAGED,
     NO_OVERLAP,
     NOT_HANDED_BACK,
     OTHER_BUCKETS,
 )
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.oracle import LEARNING_RATE
 from ppkit.checks.oracle_gpipe import Cut, cut
 from ppkit.checks.oracle_replicas import Branches, Net, combine, descend, digit_shards, shard_gradients
@@ -63,7 +59,7 @@ def settings() -> list[Setting]:
     """What a reducer is tried with."""
     left_right, right_left = (("left", "right"),), (("right", "left"),)
     return [
-        Setting(_FIRST, Net(), 640, _shards([[4], [4]], [[4], [4]]), [(), ()]),
+        Setting(_FIRST, Net(), 640, _shards([[4], [4]], [[4], [4]]), [(), ()], in_turn=True),
         Setting("3 ranks, 2 micro-batches each", Net(), 10_000, _shards(*[[[4, 2], [2, 2], [1, 1]]] * 2), [(), (), ()]),
         Setting(
             "2 ranks that go through two branches in opposite orders",
@@ -81,12 +77,16 @@ def check_reducer(reducer_class: Any) -> Passed:
     """Check buckets on two and three ranks: gradients, all-reduces, and whether the backward hides them."""
     require_function(reducer_class, "Reducer", PARAMETERS)
     for setting in settings():
+        messages = [Message(0, 1, 4)] * len(setting.batches) if setting.in_turn else []
         try:
-            trial = on_replicas(ranks.train, reducer_class, setting, n_ranks=setting.n_ranks, where=setting.name)
+            trial = on_replicas(
+                *(ranks.train, reducer_class, setting),
+                n_ranks=setting.n_ranks,
+                where=setting.name,
+                messages=messages,
+            )
         except Wrong as verdict:
-            unused = len({frozenset(*how) for how in setting.how if how}) > 1
-            if unused and stuck(verdict) and verdict.mistake is COLLECTIVE_ALONE:
-                verdict.mistake = D52
+            _explain(verdict, setting)
             raise
         _judge_setting(trial, setting)
     return Passed(
@@ -96,6 +96,17 @@ def check_reducer(reducer_class: Any) -> Passed:
         timeline=trial.timeline,
         output=trial.output,
     )
+
+
+def _explain(verdict: Wrong, setting: Setting) -> None:
+    """Find the mistake of buckets behind a run that got stuck."""
+    if not stuck(verdict) or verdict.mistake is not COLLECTIVE_ALONE:
+        return
+    if setting.in_turn and "rank 1 waits in recv" in verdict.facts[0]:
+        verdict.mistake = BLOCKS
+        verdict.facts = (*verdict.facts, "Rank 1 does not begin its backward before rank 0's is over.")
+    elif len({frozenset(*how) for how in setting.how if how}) > 1:
+        verdict.mistake = D52  # a branch that only one of them uses
 
 
 def _judge_setting(trial: Trial, setting: Setting) -> None:
@@ -122,10 +133,10 @@ def _judge_manner(trial: Trial, step: int, all_seen: Sequence[Mapping[str, Any]]
         raise trial.unfinished("no gradient was all-reduced.", NEVER_AVERAGED)
     for rank, seen in enumerate(all_seen):
         if seen["early"]:
-            text = f"in step {step}, {seen['early']} all-reduces began before the last micro-batch's turn."
+            text = f"in step {step}, an all-reduce began before the last micro-batch's turn."
             raise trial.wrong(text, D49, rank=rank)
         if seen["unwaited"]:
-            text = f"in step {step}, {seen['unwaited']} of its all-reduces had not been waited for after `finish`."
+            text = f"in step {step}, not all of its all-reduces had been waited for after `finish`."
             raise trial.wrong(text, D47, rank=rank)
 
 

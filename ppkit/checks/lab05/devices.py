@@ -13,15 +13,9 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import (
-    BATCH_LOSS,
-    D44,
-    D45,
-    NOT_REPLICATED,
-    NOT_SCATTERED,
-    STAYS_ON_COPIES,
-)
+from ppkit.checks.mistakes.data_parallel import D44, D45
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NOT_REPLICATED, NOT_SCATTERED, STAYS_ON_COPIES
 from ppkit.checks.oracle import Batch
 from ppkit.checks.oracle_replicas import Net, combine, shard_gradients
 from ppkit.checks.replicas import on_replicas
@@ -68,8 +62,8 @@ def _judge_pieces(trial: Trial, where: str, seen: Mapping[str, Any], n_rows: int
     if sum(rows) != n_rows or len(rows) > n_devices:
         raise trial.wrong(f"{told}, with {_listed(rows)} rows.", NOT_SCATTERED)
     if seen["memories"] < len(rows):
-        copies = "one copy" if seen["memories"] == 1 else f"{seen['memories']} copies"
-        raise trial.wrong(f"{told}, but with {copies} of its parameters.", NOT_REPLICATED)
+        sets = "one set" if seen["memories"] == 1 else f"only {seen['memories']} sets"
+        raise trial.wrong(f"{told}, but with {sets} of parameters in memory.", NOT_REPLICATED)
 
 
 def _listed(rows: Sequence[int]) -> str:

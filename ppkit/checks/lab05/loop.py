@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import BATCH_LOSS, D44, D47, D54, D55, NEVER_AVERAGED, ONE_STEP, RANK_FIXED
+from ppkit.checks.mistakes.data_parallel import D44, D47, D54, D55
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP, RANK_FIXED
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.oracle_replicas import Net, digit_shards, state, train
 from ppkit.checks.replicas import on_replicas

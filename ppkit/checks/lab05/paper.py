@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.estimates import Choice, Estimate, judge_estimates
 from ppkit.checks.judge import Passed, graded
-from ppkit.checks.mistakes.data_parallel import BUCKET_COUNT, D49, D58, D59, RING_BYTES
+from ppkit.checks.mistakes.data_parallel import D49, D58, D59
+from ppkit.checks.mistakes.replicas import BUCKET_COUNT, RING_BYTES
 from ppkit.checks.oracle_replicas import Net, combine, descend, digit_shards, shard_gradients
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.values import all_equal

@@ -9,17 +9,9 @@ from typing import Any
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import (
-    D56_EPOCH,
-    D56_NO_SHARDS,
-    D57,
-    MEAN_OF_SHARES,
-    OTHER_SHUFFLES,
-    OWN_METRIC,
-    REMAINDER,
-    UNEQUAL_SHARES,
-)
+from ppkit.checks.mistakes.data_parallel import D56_EPOCH, D56_NO_SHARDS, D57
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
+from ppkit.checks.mistakes.replicas import MEAN_OF_SHARES, OTHER_SHUFFLES, OWN_METRIC, REMAINDER, UNEQUAL_SHARES
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.trial import Trial
 

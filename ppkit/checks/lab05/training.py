@@ -11,20 +11,10 @@ import torch
 
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
-from ppkit.checks.mistakes.data_parallel import (
-    BATCH_LOSS,
-    D42,
-    D43,
-    D44,
-    D45,
-    D46,
-    D47,
-    D54,
-    NEVER_AVERAGED,
-    ONE_STEP,
-)
+from ppkit.checks.mistakes.data_parallel import D42, D43, D44, D45, D46, D47, D54
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G22
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.oracle_replicas import Net, combine, digit_shards, shard_gradients, state, train
 from ppkit.checks.replicas import on_replicas
@@ -99,7 +89,7 @@ def _judge_steps(trial: Trial, data: Sequence[Cut]) -> None:
                 times = len(seen["taken"]) or "no"
                 raise trial.wrong(f"{where} the optimizer took {times} steps for one batch.", ONE_STEP, rank=rank)
             if seen["unwaited"]:
-                text = f"{where} {seen['unwaited']} of its collectives had not been waited for when it returned."
+                text = f"{where} not all of its collectives had been waited for when `replica_step` returned."
                 raise trial.wrong(text, D47, rank=rank)
         for rank, seen in enumerate(all_seen):
             _judge_gradients(trial, rank, step, seen, data)

@@ -253,7 +253,7 @@ def gradients_of_the_first_alone(model, images, labels, devices):
     return loss
 
 
-@fails("check_data_parallel_step", None, "one copy")
+@fails("check_data_parallel_step", None, "one set of parameters")
 def never_copied(model, images, labels, devices):
     outputs = [model.to(device)(x.to(device)) for x, _, device in pieces_of(images, labels, devices)]
     loss = F.cross_entropy(torch.cat(outputs), labels)
@@ -364,7 +364,7 @@ step("sums_the_means", "D44", "exactly 2 times", scale=lambda n, n_rows: 1.0)
 step("means_of_unequal_shards", "D45", "shards of 5, 3, 1", scale=lambda n, n_rows: 1 / dist.get_world_size())
 step("averages_the_parameters", "D46", "own shard", scale=lambda n, n_rows: 1.0, gradients=parameters_averaged)
 step("averages_parameters_late", "D46", "own shard", scale=lambda n, r: 1.0, gradients=None, after=parameters_averaged)
-step("does_not_wait", "D47", "not been waited for", gradients=not_waited_for)
+step("does_not_wait", "D47", "had been waited for", gradients=not_waited_for)
 step("averages_before_the_backward", "D47", "NoneType", before=lambda model, loss: summed(model), gradients=None)
 step("averages_after_the_step", "D47", "own shard", gradients=None, after=summed)
 step("reduces_the_loss", "D54", "own shard", before=lambda model, loss: dist.all_reduce(loss.data), gradients=None)
@@ -463,7 +463,7 @@ class SumsUp(Base):
     divide = False
 
 
-@reducer("D47", "not been waited for")
+@reducer("D47", "had been waited for")
 class DoesNotWait(Base):
     def finish(self):
         self.send_the_rest()
@@ -497,7 +497,7 @@ class TakesTheHooksGradient(Base):
         self.now.clear()
 
 
-@reducer("D49", "before the last micro-batch")
+@reducer("D49", "began before the last")
 class ReducesEveryMicrobatch(Base):
     def ready(self, p):
         self.complete.add(p)
@@ -586,6 +586,29 @@ class OneForEachParameter(Base):
 class OneForAll(Base):
     def fill(self, parameters, bucket_bytes):
         return super().fill(parameters, 10**9)
+
+
+class Done:
+    """Stands for the work of an all-reduce that is over."""
+
+    def wait(self):
+        pass
+
+
+@reducer(None, "rank 0", "rank 1 waits in recv", "before rank 0's is over")
+class BlocksInTheHook(Base):
+    def send(self, i):
+        flat = torch.cat([self.gradient(p).flatten() for p in self.buckets[i]]) / dist.get_world_size()
+        dist.all_reduce(flat)
+        self.sent[i] = flat, Done()
+
+
+@reducer(None, "rank 1 waits in recv")
+class WaitsInTheHook(Base):
+    def start_full(self):
+        super().start_full()
+        for _, work in self.sent.values():
+            work.wait()
 
 
 @reducer(None, "no all-reduce had begun")
