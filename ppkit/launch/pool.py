@@ -154,8 +154,9 @@ class Ranks:
                 kept.begin(run_dir), board, plan, self._placement, run_dir,
                 name=name, begun=begun, timeout=timeout, show=self._show,
             )  # fmt: skip
-            kept.renew(keep_group=self._observe and _is_settled(run))
+            settled = self._observe and _is_settled(run)
             shutil.rmtree(run_dir, ignore_errors=True)
+            kept.renew(keep_group=settled)  # last: from here on the ranks want the cores
         except BaseException:
             self._end(at_once=True)
             raise

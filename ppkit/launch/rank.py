@@ -10,6 +10,7 @@ import pickle
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ppkit.launch.reset import Baseline
 
 RANK_MARK = "PPKIT_RANK"  # in the environment of every rank
+_RENEW_PATIENCE = 0.002  # seconds in which the notebook goes on with the last run's result
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def _renew(rank: int, store: str, keep_group: bool) -> str:
     plan, baseline = _kept.plan, _kept.baseline
     if plan is None or baseline is None:
         return "it was not to be kept"
+    time.sleep(_RENEW_PATIENCE)
     try:
+        _redirect_output(Path(os.devnull))  # the system deletes the last run's file now, and not when the next begins
         baseline.restore()
         _set_environment(rank, plan)
         _leave_groups(keep_group)
