@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -71,9 +72,7 @@ def torchruns(nodes: tuple[Node, Node], script: Path, *arguments: str) -> list[s
     for node in nodes:
         options = [
             "--nnodes=2", "--nproc-per-node=2", "--rdzv-id=7", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={nodes[0].address}:29400",
-            # Elsewhere each node's name leads to its address; these two share one name.
-            f"--local-addr={node.address}", f"--rdzv-conf=is_host={node is nodes[0]}",
+            f"--rdzv-endpoint={nodes[0].name}:29400",
         ]  # fmt: skip
         command = [sys.executable, "-m", "torch.distributed.run", *options, str(script), *arguments]
         running.append(node.start(command))
@@ -116,7 +115,7 @@ def test_two_nodes_train_as_one_process_does_and_share_one_timeline(tmp_path: Pa
 
 def test_the_second_nodes_clock_is_another(nodes: tuple[Node, Node]) -> None:
     """Else the test above would not show much."""
-    if "unshare" not in nodes[1].prefix:
+    if "--time" not in nodes[1].prefix:
         pytest.skip("the kernel has no time namespaces")
     code = [sys.executable, "-c", "import time; print(time.perf_counter())"]
     first, second = (float(node.start(code).communicate(timeout=30)[0]) for node in nodes)
@@ -134,6 +133,41 @@ def test_a_folder_of_the_first_node_alone_is_enough(tmp_path: Path, nodes: tuple
     assert looked == ("", "")
     torchruns((first, without), script, "--timeline", str(folder / "t.json"))
     assert os.listdir(folder) == ["t.json"]
+
+
+def test_the_readmes_slurm_script_starts_the_export_on_both_nodes(
+    project_root: Path, tmp_path: Path, nodes: tuple[Node, Node]
+) -> None:
+    """SLURM itself is played by stand-ins for the two of its commands that the script uses."""
+    readme = (project_root / "README.md").read_text(encoding="utf-8")
+    (job,) = (block for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) if "#SBATCH" in block)
+    assert "--nproc-per-node=4" in job
+    (tmp_path / "job.sh").write_text(job.replace("--nproc-per-node=4", "--nproc-per-node=1"))
+    source = (
+        "import socket\nimport torch.distributed as dist\ndef train(n):\n    ranks = [None] * dist.get_world_size()\n"
+        "    dist.all_gather_object(ranks, (dist.get_rank(), socket.gethostname()))\n    return ranks, n\n"
+    )
+    export(notebook(tmp_path, source), "train", tmp_path / "train_torchrun.py")
+    starts = "\n".join(f'{shlex.join(node.prefix)} "$@" &' for node in nodes)
+    commands = {
+        "bin/srun": f'while case "$1" in -*) ;; *) false ;; esac; do shift; done\n{starts}\nwait',
+        "bin/scontrol": f'[ "$*" = "show hostnames nodes" ] && echo {nodes[0].name} && echo {nodes[1].name}',
+        ".venv/bin/torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    for name, text in commands.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    said = {"SLURM_JOB_NODELIST": "nodes", "SLURM_NNODES": "2", "SLURM_JOB_ID": "4242", "SLURM_CPUS_PER_TASK": "16"}
+    path = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "job.sh"], cwd=tmp_path, env=os.environ | said | path, capture_output=True, text=True, timeout=150,
+        check=False,
+    )  # fmt: skip
+    ranks, n = ast.literal_eval(done.stdout or "None, 0")
+    assert n == 60, done.stderr
+    assert sorted(rank for rank, _ in ranks) == [0, 1]
+    assert {host for _, host in ranks} == {node.name for node in nodes}
 
 
 ON_THE_FIRST_NODE = """
@@ -189,7 +223,7 @@ def test_engines_on_two_nodes_are_ranks_on_one_clock(tmp_path: Path, nodes: tupl
     assert [send.rank for send, _ in ring] == [0, 1] * 4
     for (_, received), (following, _) in pairwise(ring):
         assert received.end < following.start + 0.005
-    if "unshare" in second.prefix:
+    if "--time" in second.prefix:
         assert abs(clocks[1] - clocks[0]) == pytest.approx(CLOCK_AHEAD, abs=60), "either may be the first engine"
     assert name == "DeadlockError"
     assert "All of them receive first" in text
