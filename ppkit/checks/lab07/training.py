@@ -20,7 +20,7 @@ from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, UNPAIRED, W
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G32, ONE_BY_ONE
 from ppkit.checks.mistakes.naive import N14, N16
 from ppkit.checks.mistakes.one_f_one_b import F41
-from ppkit.checks.oracle import parameters
+from ppkit.checks.oracle import Training, parameters
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
 from ppkit.checks.steps import digits_cut
@@ -63,7 +63,9 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
     weights = trial.results[0]["weights"][0]
     if all_equal(weights, train(stages, data[:1], "chain").weights[0][0]):
         raise trial.unfinished("the bug is still in it: of the gradient, only one part counts.", H68)
-    _judge_rank(trial, 0, stages, data)
+    right = train(stages, data)
+    _recognise(trial, 0, stages, data, right)
+    _judge_rank(trial, 0, stages, data, right)
     trial.require_messages()
     _judge_manner(trial, 0, data)
     return Passed(
@@ -83,8 +85,9 @@ def check_skip_step(skip_step: Any) -> Passed:
     for n_ranks, sizes in SETTINGS:
         stages, data = _parts(n_ranks, sizes)
         trial = _run(ranks.train, skip_step, stages, data)
-        _judge_weights(trial, stages, data)
-        _judge_losses(trial, stages, data)
+        right = train(stages, data)
+        _judge_weights(trial, stages, data, right)
+        _judge_losses(trial, right)
         for rank in range(n_ranks):
             _judge_manner(trial, rank, data)
         _require_overlap(trial)
@@ -145,30 +148,28 @@ def _in_a_circle(waits: dict[int, int | None]) -> bool:
     return rank is not None and rank in ring and len(ring) - ring.index(rank) > 2
 
 
-def _judge_weights(trial: Trial, stages: Sequence[nn.Module], data: list[Cut]) -> None:
+def _judge_weights(trial: Trial, stages: Sequence[nn.Module], data: list[Cut], right: Training) -> None:
     initial = [parameters(stage) for stage in stages]
     untouched = all(all_equal(seen["weights"][0], own) for seen, own in zip(trial.results, initial, strict=True))
     if untouched and not any(trial.timeline.bytes_sent):
         raise trial.unfinished("no parameter has changed, and nothing was sent.")
     for rank in reversed(range(len(stages))):
-        _recognise(trial, rank, stages, data)
+        _recognise(trial, rank, stages, data, right)
     _require_direct(trial)
     trial.require_messages()
     for rank in reversed(range(len(stages))):
-        _judge_rank(trial, rank, stages, data)
+        _judge_rank(trial, rank, stages, data, right)
 
 
-def _judge_rank(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[Cut]) -> None:
+def _judge_rank(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[Cut], right: Training) -> None:
     """Refuse weights other than those of one process."""
-    _recognise(trial, rank, stages, data)
-    right = train(stages, data).weights
     for step, got in enumerate(trial.results[rank]["weights"]):
-        if text := first_difference(got, right[step][rank]):
+        if text := first_difference(got, right.weights[step][rank]):
             never = step and all_equal(got, train(stages, data, "never").weights[step][rank])
             raise trial.wrong(f"after step {step}, {text}.", G22 if never else WRONG_VALUES, rank=rank)
 
 
-def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[Cut]) -> None:
+def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[Cut], right: Training) -> None:
     """Refuse the weights after the first step that a known mistake gives."""
     seen = trial.results[rank]
     n_steps = sum(event.kind == "OPTIM" for event in trial.timeline.of_rank(rank))
@@ -176,7 +177,7 @@ def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[
         text = f"the optimizer took {n_steps} steps for {len(data)} batch{'es' * (len(data) > 1)}."
         raise trial.wrong(text, G21, rank=rank)
     got = seen["weights"][0]
-    if all_equal(got, train(stages, data[:1]).weights[0][rank]):
+    if all_equal(got, right.weights[0][rank]):
         return
     if all_equal(got, parameters(stages[rank])):
         raise trial.wrong("its parameters are what they were before the step.", N14, rank=rank)
@@ -213,9 +214,9 @@ def _onward(messages: Sequence[Message], forward: bool, last: int) -> int:
     return sum(one.nbytes for one in messages if 0 < one.sender < last and (one.receiver > one.sender) == forward)
 
 
-def _judge_losses(trial: Trial, stages: Sequence[nn.Module], data: list[Cut]) -> None:
-    last = len(stages) - 1
-    for step, (loss, wanted) in enumerate(zip(trial.results[last]["losses"], train(stages, data).losses, strict=True)):
+def _judge_losses(trial: Trial, right: Training) -> None:
+    last = len(trial.results) - 1
+    for step, (loss, wanted) in enumerate(zip(trial.results[last]["losses"], right.losses, strict=True)):
         if loss is None or isinstance(loss, str):
             text = f"the last rank, {last}, returned {loss or 'nothing'}; it must return the loss of the batch."
             raise trial.wrong(text, RETURNED)
