@@ -30,6 +30,11 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 SEAT = "import importlib; seat = importlib.import_module('ppkit.launch.seat'); "
 
 
+def started_by(*pids: int) -> set[int]:
+    """Return what processes have started, where that can be told."""
+    return {found for pid in pids for found in descendants(pid)} if sys.platform == "linux" else set()
+
+
 def commands(pids: set[int]) -> list[str]:
     """Return the command lines of processes that are still there."""
     found = []
@@ -45,19 +50,17 @@ def commands(pids: set[int]) -> list[str]:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The client of a cluster of three engines; at the end nothing of it is left."""
     ipyparallel = pytest.importorskip("ipyparallel")
-    before = descendants(os.getpid()) if sys.platform == "linux" else set()
+    before = started_by(os.getpid())
     cluster = ipyparallel.Cluster(n=3, profile_dir=str(tmp_path_factory.mktemp("profile")), log_level=40)
     client = cluster.start_and_connect_sync()
-    started = descendants(os.getpid()) - before if sys.platform == "linux" else set()
+    started = started_by(os.getpid()) - before
     try:
         yield client
     finally:
+        started |= started_by(*started)  # with what engines have started in the meantime
         client.close()
         cluster.stop_cluster_sync()
-    deadline = time.monotonic() + 10
-    while (left := commands(started)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == []
+    wait_for(lambda: commands(started) == [])
 
 
 @pytest.fixture
@@ -430,6 +433,7 @@ def test_an_engine_at_work_is_not_waited_for(engines: Any, monkeypatch: pytest.M
 
 def test_an_engine_that_dies_during_a_run_is_named(engines: Any) -> None:
     victim = engines[2].apply_sync(os.getpid)
+    children = started_by(victim)
 
     def kill_engine(pid: int) -> None:
         dist.barrier()
@@ -440,11 +444,12 @@ def test_an_engine_that_dies_during_a_run_is_named(engines: Any) -> None:
     with pytest.raises(RankError, match="rank 2 raised EngineError: its engine is lost") as caught:
         launch(kill_engine, victim, n_ranks=3, cluster=engines)
     assert caught.value.rank == 2
+    wait_for(lambda: commands(children) == [])
     assert launch(total, 1, n_ranks=2, cluster=engines).results
 
 
 def test_a_dead_engine_is_none(engines: Any) -> None:
-    wait_for(lambda: 2 not in engines.ids)
+    wait_for(lambda: engines.ids == [0, 1])
     with pytest.raises(LaunchError, match="the cluster has 2 engines"):
         launch(total, 1, n_ranks=3, cluster=engines)
 
