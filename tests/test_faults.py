@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import shutil
 import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,8 +22,8 @@ import torch.distributed as dist
 from processes import descendants
 from torch import nn
 
-from ppkit.errors import DeadlockError, MismatchError, RankError
-from ppkit.launch import launch
+from ppkit.errors import DeadlockError, Interrupted, MismatchError, RankError
+from ppkit.launch import Ranks, launch
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -99,6 +104,64 @@ def _wrong_members() -> None:
         _recv(0)
 
 
+def _own_folder() -> Path:
+    return Path(os.readlink("/proc/self/fd/1")).parent
+
+
+def _without_folder() -> None:
+    dist.barrier()
+    if dist.get_rank() == 1:
+        shutil.rmtree(_own_folder())
+        _raise()
+    dist.barrier()
+
+
+def _wait_for_each_other_without_folder() -> None:
+    dist.barrier()
+    if dist.get_rank() == 1:
+        shutil.rmtree(_own_folder())
+    _recv(1 - dist.get_rank())
+
+
+def _forget_an_isend() -> None:
+    """Lose a message for sure: it is let go of before anybody receives."""
+    let_go = _own_folder() / "let go"
+    if dist.get_rank() == 0:
+        dist.isend(torch.ones(3), 1)
+        let_go.touch()
+    else:
+        while not let_go.exists():
+            time.sleep(0.01)
+        _recv(0, 3)
+
+
+def _fork(in_child: Callable[[], Any]) -> None:
+    """After ranks have talked: what a child says is not the rank's word."""
+    dist.barrier()
+    child = os.fork()
+    if child == 0:
+        in_child()
+        return
+    os.waitpid(child, 0)
+    dist.barrier()
+    _raise()
+
+
+def _import_what_raises() -> None:
+    folder = Path(tempfile.mkdtemp())
+    (folder / "ppkit_raises.py").write_text("import os\nraise ValueError('at import')\n")
+    sys.path.insert(0, str(folder))
+    try:
+        import ppkit_raises  # noqa: F401
+    finally:
+        shutil.rmtree(folder)
+
+
+def _leave_the_group_twice() -> None:
+    dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
 def _import_that_fails() -> None:
     import ppkit_has_no_such_module  # noqa: F401
 
@@ -112,6 +175,7 @@ FAULTS = {
     "another tag": Fault(lambda: _on(0, lambda: _send(1, tag=3), lambda: _recv(0, tag=4)), DeadlockError, 0, "sends with tag 3, but rank 1 receives with tag 4"),
     "another peer": Fault(lambda: _on(0, lambda: _send(1), lambda: _recv(3 - dist.get_rank())), DeadlockError, 0, "1 waits for 2 to send, 2 waits for 1 to send", 3),
     "a peer that has returned": Fault(lambda: _on(1, lambda: _recv(0), lambda: None), DeadlockError, 1, "rank 0, which has already returned"),
+    "an isend that its rank forgets": Fault(_forget_an_isend, DeadlockError, 1, "nobody called wait() on what the isend at "),
     "an irecv that nobody answers": Fault(lambda: _on(1, lambda: dist.irecv(torch.empty(1), 0).wait(), lambda: None), DeadlockError, 1, "wait for irecv(from rank 0"),
     "a wait for an isend too early": Fault(lambda: (dist.isend(torch.ones(1), 1 - dist.get_rank()).wait(), _recv(1 - dist.get_rank())), DeadlockError, 0, "An isend is done only when it is received"),
     "a collective against a receive": Fault(lambda: _on(0, lambda: dist.all_reduce(torch.ones(1)), lambda: _recv(0)), DeadlockError, 0, "rank 0 is in all_reduce"),
@@ -123,6 +187,7 @@ FAULTS = {
     "a sum of other sizes": Fault(lambda: dist.all_reduce(torch.ones(2 + dist.get_rank())), MismatchError, 1, "[2] and [3]"),
     "a buffer too small": Fault(lambda: _on(0, lambda: _send(1, 10), lambda: _recv(0, 3)), MismatchError, 1, "[10] and [3]"),
     "a buffer of another dtype": Fault(lambda: _on(0, lambda: _send(1), lambda: dist.recv(torch.empty(1, dtype=torch.int32), 0)), MismatchError, 1, "different dtypes"),
+    "a buffer too small, from anyone": Fault(lambda: _on(0, lambda: _send(1, 10), lambda: dist.recv(torch.empty(3))), RankError, 1, "Mostly that is a receive buffer of another size"),
     # Exceptions
     "one raises": Fault(lambda: _on(1, _raise), RankError, 1, "rank 1 raised ValueError: no"),
     "all raise": Fault(_raise, RankError, 0, "rank 0 raised ValueError: no"),
@@ -133,11 +198,17 @@ FAULTS = {
     "no memory": Fault(lambda: _on(1, lambda: torch.empty(2**60)), RankError, 1, "rank 1 raised RuntimeError"),
     "endless recursion": Fault(lambda: _on(1, _deep), RankError, 1, "rank 1 raised RecursionError"),
     "a module that is missing": Fault(_import_that_fails, RankError, 0, "rank 0 raised ModuleNotFoundError"),
+    "a module that raises": Fault(lambda: _on(1, _import_what_raises), RankError, 1, "rank 1 raised ValueError: at import"),
     "a result that cannot travel": Fault(
         lambda: _on(0, lambda: (i for i in range(3)), lambda: None), RankError, 0, "cannot be sent back"
     ),
     "sys.exit": Fault(lambda: _on(1, lambda: sys.exit(2)), RankError, 1, "rank 1 called sys.exit(2)"),
     "the group is left too early": Fault(lambda: _on(1, _leave_the_group), RankError, 1, "rank 1 raised ValueError"),
+    "the group is left twice": Fault(lambda: _on(1, _leave_the_group_twice), RankError, 1, "rank 1 raised AssertionError"),
+    "the run's folder is deleted": Fault(_without_folder, RankError, 1, "rank 1 raised ValueError: no"),
+    "a deadlock, its folder deleted": Fault(_wait_for_each_other_without_folder, DeadlockError, 0, "All of them receive first"),
+    "a fork that returns": Fault(lambda: _fork(lambda: None), RankError, 0, "rank 0 raised ValueError: no"),
+    "a fork that raises": Fault(lambda: _fork(lambda: sys.exit(7)), RankError, 0, "rank 0 raised ValueError: no"),
     "a flood of output": Fault(lambda: _on(1, _flood), RankError, 1, "rank 1 raised ValueError: no"),
     "no output any more": Fault(lambda: _on(1, _without_output), RankError, 1, "rank 1 raised ValueError: no"),
     "another folder": Fault(lambda: _on(1, _elsewhere), RankError, 1, "rank 1 raised ValueError: no"),
@@ -170,5 +241,71 @@ def test_fault(name: str) -> None:
     assert fault.words in error.message
     if name not in ("a result that cannot travel", "os._exit(0)", "os._exit(3)", "SIGKILL", "SIGTERM"):  # no line left
         assert "test_faults.py, line " in error.message
+    if name == "abort":
+        assert "receive buffer" not in error.message
+    assert max(map(len, error.message.partition("Afterwards")[2].splitlines()), default=0) < 120
     assert launch(dist.get_rank).results == (0, 1)
     assert len(descendants(os.getpid())) <= len(before) + fault.n_ranks  # the server and its spares
+
+
+def _hold_the_lock() -> None:
+    dist.barrier()
+    if dist.get_rank() == 1:
+        (_own_folder() / "held").touch()
+        ctypes.PyDLL(None).usleep(60_000_000)
+    dist.barrier()
+
+
+def _interrupt_once_held(held: list[Path]) -> None:
+    while not (found := list(Path(tempfile.gettempdir()).glob(f"ppkit-{os.getpid()}-*/held"))):
+        time.sleep(0.01)
+    held += found
+    time.sleep(0.2)
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_while_a_rank_holds_pythons_lock_says_where() -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # none in a shell's background job
+    held: list[Path] = []
+    interrupter = threading.Thread(target=_interrupt_once_held, args=(held,), daemon=True)
+    try:
+        interrupter.start()
+        with pytest.raises(Interrupted) as caught:
+            launch(_hold_the_lock, show=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    interrupter.join()
+    assert len(held) == 1
+    message = str(caught.value)
+    assert "rank 0: waits in barrier()" in message
+    assert "rank 1: is in C code" in message
+    assert "in _hold_the_lock: ctypes.PyDLL(None).usleep(60_000_000)" in message
+    assert launch(dist.get_rank).results == (0, 1)
+
+
+def _delete_all_folders() -> None:
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(_own_folder().parent)
+
+
+def test_kept_ranks_without_their_folder_are_replaced() -> None:
+    with Ranks(2) as ranks:
+        ranks.run(_delete_all_folders)
+        assert ranks.run(dist.get_rank).results == (0, 1)
+
+
+def test_a_fork_that_returns_is_not_the_rank() -> None:
+    def fork() -> str:
+        dist.barrier()
+        child = os.fork()
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+        dist.barrier() if child else None
+        return "rank" if child else "child"
+
+    assert launch(fork).results == ("rank", "rank")
+
+
+def test_a_crash_leaves_no_core_file() -> None:
+    assert launch(lambda: resource.getrlimit(resource.RLIMIT_CORE)[0]).results == (0, 0)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppkit.errors import DeadlockError, Interrupted, MismatchError, RankError
-from ppkit.launch.disagree import blamed, mismatch_text
+from ppkit.launch.disagree import NAMES, blamed, mismatch_text
 from ppkit.launch.frames import RANK_FILE, Frame, is_internal
+from ppkit.launch.remarks import remark
 from ppkit.launch.wording import at, describe_call, place, sends, source_line
 
 if TYPE_CHECKING:
     from ppkit.launch.watch import RankLog
 
-_LOST_PEER = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|remote process exited", re.I)
+_LOST_PEER = re.compile(
+    r"Connection (closed|reset|refused)( by peer)?|Broken pipe|Socket closed|remote process exited", re.I
+)
+_RECEIVING = (*(name for name in NAMES if not name.endswith("send")), "wait")  # functions
 _FAULT_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')
+_WIDTH = 100  # characters that are said of a rank that failed afterwards
 _TAIL = 8  # lines of a crashed rank's output that its error quotes
 
 
@@ -50,7 +56,7 @@ def failure(logs: Sequence[RankLog], output: tuple[str, ...], faults: tuple[str,
         original, traceback_text = "", ""
     if others:
         text += "\n\nAfterwards, and probably because of it:\n" + "\n".join(
-            f"  rank {r}: {t}" for r, t in others.items()
+            f"  rank {r}: {_aside(logs[r], log)}" for r in others
         )
     return RankError(text, rank=first, kind=kind, original_type=original, traceback_text=traceback_text, others=others)
 
@@ -80,10 +86,16 @@ def interrupted(logs: Sequence[RankLog]) -> Interrupted:
     return Interrupted(f"The run was interrupted; its ranks have been ended.\n{_table(logs)}")
 
 
-def deadlock(logs: Sequence[RankLog], seconds: float) -> DeadlockError:
-    """Return the error of a run in which every rank that has not returned waits for another."""
+def deadlock(logs: Sequence[RankLog], seconds: float, lost: Mapping[int, Frame]) -> DeadlockError:
+    """Return the error of a run in which every rank that has not returned waits for another.
+
+    Args:
+        logs: what is known of each rank.
+        seconds: since the last progress.
+        lost: by the rank that waits for it, the line of an isend that nobody waited for; see `lost_sends`.
+    """
     pending = tuple(log.pending for log in logs if log.pending is not None)
-    text = f"Deadlock: no rank has moved for {seconds:.1f} s.\n{_table(logs)}\n{_reason(logs)}"
+    text = f"Deadlock: no rank has moved for {seconds:.1f} s.\n{_table(logs)}\n{_reason(logs, lost)}"
     return DeadlockError(text, rank=pending[0]["rank"] if pending else None, kind="timeout", pending=pending)
 
 
@@ -134,7 +146,7 @@ def _ended_text(rank: int, log: RankLog, output: str, fault: str) -> tuple[str, 
         name = signal.Signals(-log.code).name
         hint = {
             "SIGKILL": " Mostly that is the system, which was out of memory.",
-            "SIGABRT": " Mostly that is a receive buffer of another size than the message.",
+            "SIGABRT": " Mostly that is a receive buffer of another size than the message." * _receives(fault),
         }.get(name, "")
         return "signal", f"rank {rank} was ended by {name}.{hint}{_where(fault_frames(fault))}{said}"
     code = "" if log.code is None else f" with exit code {log.code}"
@@ -143,18 +155,40 @@ def _ended_text(rank: int, log: RankLog, output: str, fault: str) -> tuple[str, 
 
 def fault_frames(fault: str) -> list[Frame]:
     """Return the learner's frames, the outermost first, from what `faulthandler` wrote of the rank's main thread."""
+    return [frame for frame in _main_thread(fault)[::-1] if not is_internal(frame[0])]
+
+
+def _main_thread(fault: str) -> list[Frame]:
+    """Return the frames of the thread that the learner's code runs in, the innermost first."""
     for thread in fault.split("\n\n"):
         found = [(name, int(line), function) for name, line, function in _FAULT_LINE.findall(thread)]
         names = [name for name, _, _ in found]
         if RANK_FILE in names:
-            return [frame for frame in found[: names.index(RANK_FILE)][::-1] if not is_internal(frame[0])]
+            return found[: names.index(RANK_FILE)]
     return []
+
+
+def _receives(fault: str) -> bool:
+    """Tell whether the innermost of the learner's lines was in a receive, a collective, or a wait for one."""
+    inside = itertools.takewhile(lambda frame: is_internal(frame[0]), _main_thread(fault))
+    return any(function in _RECEIVING for _, _, function in inside)
 
 
 def _short(log: RankLog) -> str:
     if log.error is not None:
         return f"{log.error['type']}: {log.error['message']}".split("\n")[0]
     return "ended" if log.code is None else f"ended with code {log.code}"
+
+
+def _aside(log: RankLog, first: RankLog) -> str:
+    """Say in a few words how a rank failed after the first one."""
+    text = _short(log)
+    lost = _LOST_PEER.search(text) if _is_victim(log) and log.error is not None else None
+    if lost is not None and log.error is not None:
+        return f"{log.error['type']}: {lost.group()}"
+    if text == _short(first):
+        return "the same"
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
 
 
 def _where(frames: Sequence[Frame]) -> str:
@@ -183,13 +217,15 @@ def _state(log: RankLog) -> str:
     return f"waits in {describe_call(log.pending)} for {seconds:.1f} s{at(log.pending['frames'])}"
 
 
-def _reason(logs: Sequence[RankLog]) -> str:
+def _reason(logs: Sequence[RankLog], lost: Mapping[int, Frame]) -> str:
     """Say in a sentence why nothing can move any more."""
     calls = {rank: log.pending for rank, log in enumerate(logs) if log.pending is not None}
     for rank, call in calls.items():
         peer = call["peer"]
         if peer is not None and logs[peer].result is not None:
             returned = f"Rank {rank} waits for rank {peer}, which has already returned"
+            if rank in lost:
+                return f"{returned}, and whose message may be lost: {remark('isend never waited for', [lost[rank]])}"
             return f"{returned}: one message too many, or a wrong peer."
     cycle = _cycle(calls)
     if cycle:

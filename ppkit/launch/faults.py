@@ -10,7 +10,14 @@ from pathlib import Path
 
 
 def report_faults(path: Path) -> None:
-    """Let this process write where it is when it crashes, or at a signal, whatever holds Python's lock."""
+    """Let this process write where it is when it crashes, or at a signal, whatever holds Python's lock.
+
+    A core file would be hundreds of megabytes in the learner's folder, and seconds late: none is written.
+    """
+    with suppress(ImportError, OSError, ValueError):  # Windows has neither
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     file = path.open("w")
     file.write(f"process {os.getpid()}\n\n")
     file.flush()

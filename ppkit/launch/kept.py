@@ -53,7 +53,8 @@ class KeptTeam:
 
     def is_ready(self) -> bool:
         """Tell whether every rank is there and as new; waits for it."""
-        if self.team is None or self.starter is not starter() or self.environment != _frozen():
+        usable = self.starter is starter() and self.environment == _frozen() and self.folder.is_dir()
+        if self.team is None or not usable:
             return False
         missing = list(self.team.controls)
         deadline = time.perf_counter() + _RENEW_SECONDS

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -104,9 +105,11 @@ def _run_once(rank: int, run_dir: Path, reporter: Reporter, begin: Callable[[], 
     _redirect_output(run_dir / f"output.{rank}")
     report_faults(run_dir / f"fault.{rank}")
     begin()  # not by `Thread.start`, which waits until it runs, with all cores taken
+    own = os.getpid()
     try:
         plan: Plan = pickle.loads((run_dir / "plan").read_bytes())
         result = _call(rank, plan, run_dir, reporter)
+        _end_fork(own)
         try:
             data = pack(result)[0]
         except Exception as error:
@@ -115,10 +118,20 @@ def _run_once(rank: int, run_dir: Path, reporter: Reporter, begin: Callable[[], 
                 f"{type(error).__name__}: {error}. Return tensors, numbers, strings or containers of them."
             ) from None
     except BaseException as error:
+        _end_fork(own, error)
         reporter.fail(error)
     else:
         reporter.succeed(data)
     _flush()
+
+
+def _end_fork(own: int, error: BaseException | None = None) -> None:
+    """End a process that the learner's function has forked: it is not the rank, and has no word in its result."""
+    if os.getpid() != own:
+        if error is not None:
+            traceback.print_exception(error)
+        _flush()
+        os._exit(error is not None)
 
 
 def _renew(rank: int, store: str, keep_group: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,8 +43,13 @@ def read_remarks(run_dir: Path, n_ranks: int) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for (kind, frames), who in sorted(ranks.items(), key=lambda item: item[1][0]):  # stable: each rank's own order
         also = f" So on ranks {', '.join(map(str, who))}." if len(who) > 1 else ""
-        found.setdefault(who[0], []).append(TEXTS[kind].format(*map(_quoted, frames)) + also)
+        found.setdefault(who[0], []).append(remark(kind, frames) + also)
     return found
+
+
+def remark(kind: str, frames: Sequence[Frame]) -> str:
+    """Return a remark's text, with the learner's lines that it is about."""
+    return TEXTS[kind].format(*map(_quoted, frames))
 
 
 def _quoted(frame: Frame) -> str:

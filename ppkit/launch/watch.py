@@ -16,6 +16,7 @@ from ppkit.launch.board import Board
 from ppkit.launch.disagree import collective_calls
 from ppkit.launch.faults import ask_for_stack
 from ppkit.launch.frames import Frame
+from ppkit.launch.lost import lost_sends
 from ppkit.launch.output import LiveLine, read_output
 from ppkit.launch.remarks import read_remarks
 from ppkit.launch.starter import Team
@@ -117,7 +118,7 @@ class Watcher:
                 self._ask()
                 seconds = time.perf_counter() - self._progressed
                 if explain.cannot_move(self.logs) or seconds > _PATIENCE:
-                    raise explain.deadlock(self.logs, seconds)
+                    raise explain.deadlock(self.logs, seconds, lost_sends(self.logs, self._board))
                 self._asked = time.perf_counter()
             live.update(self._doing())
         if any(log.failed for log in self.logs):
