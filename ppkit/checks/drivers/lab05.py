@@ -103,8 +103,8 @@ def accuracies(accuracy: Function, right: Sequence[Sequence[bool]]) -> list[Any]
 
 
 def loop(train: Function, model: nn.Module, batches: Sequence[Cut]) -> dict[str, Any]:
-    """Run the learner's loop; note what it returns, the weights, and whether a wrapper was made and called."""
-    calls = {"made": 0, "called": 0}
+    """Run the learner's loop; note what it returns, the weights, its rows, and the use of a wrapper."""
+    calls = {"made": 0, "called": 0, "rows": 0}
     plain = DistributedDataParallel.__init__, DistributedDataParallel.forward
 
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -115,10 +115,15 @@ def loop(train: Function, model: nn.Module, batches: Sequence[Cut]) -> dict[str,
         calls["called"] += 1
         return plain[1](self, *args, **kwargs)  # type: ignore[no-untyped-call]  # torch has no types here
 
+    def count(_model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        calls["rows"] += len(inputs[0]) if torch.is_grad_enabled() else 0
+
+    handle = model.register_forward_pre_hook(count)
     DistributedDataParallel.__init__, DistributedDataParallel.forward = made, called  # type: ignore[method-assign]
     try:
         returned = train(model, [(torch.cat(batch.inputs), torch.cat(batch.targets)) for batch in batches])
     finally:
+        handle.remove()
         DistributedDataParallel.__init__, DistributedDataParallel.forward = plain  # type: ignore[method-assign]
     losses = [number(loss) for loss in returned] if isinstance(returned, (list, tuple, Tensor)) else shown(returned)
     return {"losses": losses, "weights": state(model), "bytes": sum(map(tensor_bytes, collectives())), **calls}

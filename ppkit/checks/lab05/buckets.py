@@ -15,8 +15,8 @@ from ppkit.checks.drivers.lab05_buckets import Setting
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.messages import Message
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import D44, D47, D48, D49, D50, D52, D53
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
+from ppkit.checks.mistakes.data_parallel import D44, D47, D48, D49, D50, D52, D52_UNUSED, D53
+from ppkit.checks.mistakes.general import RETURNED
 from ppkit.checks.mistakes.replicas import (
     BLOCKS,
     COLLECTIVE_ALONE,
@@ -25,6 +25,7 @@ from ppkit.checks.mistakes.replicas import (
     NO_OVERLAP,
     NOT_HANDED_BACK,
     OTHER_BUCKETS,
+    WRONG_NUMBERS,
 )
 from ppkit.checks.oracle import LEARNING_RATE
 from ppkit.checks.oracle_gpipe import Cut, cut
@@ -176,13 +177,13 @@ class _Oracle:
             return D50
         wrong = {name for name, value in self.right.items() if not equal(got[name], value)}
         if all(got[name] is None for name in wrong):
-            return D52
+            return D52_UNUSED
         if all(equal(got[name], own[name]) for name in wrong):
             return LAST_BUCKET
         if all(equal(got[name], torch.zeros_like(own[name])) for name in wrong):
             return D47
         scaled = any(equal(got["second.weight"], self.right["second.weight"] * s) for s in (self.n, 1 / self.n))
-        return D53 if wrong == {"second.weight"} and scaled else WRONG_VALUES
+        return D53 if wrong == {"second.weight"} and scaled else WRONG_NUMBERS
 
     def _mixed(self, rank: int, got: Mapping[str, Any]) -> bool:
         """Whether one branch's gradient of this rank was averaged with the other branch's of the other rank."""

@@ -14,8 +14,8 @@ from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D44, D45
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.replicas import BATCH_LOSS, NOT_REPLICATED, NOT_SCATTERED, STAYS_ON_COPIES
+from ppkit.checks.mistakes.general import RETURNED
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NOT_REPLICATED, NOT_SCATTERED, STAYS_ON_COPIES, WRONG_NUMBERS
 from ppkit.checks.oracle import Batch
 from ppkit.checks.oracle_replicas import Net, combine, shard_gradients
 from ppkit.checks.replicas import on_replicas
@@ -89,7 +89,7 @@ def _suspect(got: Mapping[str, Any], model: nn.Module, batch: Batch, rows: Seque
     if all_equal(got, combine(means, [1 / len(rows)] * len(rows))):
         return D45
     lost: list[dict[str, Tensor]] = [*parts, *means]
-    return STAYS_ON_COPIES if any(all_equal(got, one) for one in lost) else WRONG_VALUES
+    return STAYS_ON_COPIES if any(all_equal(got, one) for one in lost) else WRONG_NUMBERS
 
 
 def _judge_loss(trial: Trial, where: str, loss: Any, batch: Batch) -> None:

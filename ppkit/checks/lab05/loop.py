@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.data_parallel import D44, D47, D54, D55
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP, RANK_FIXED
+from ppkit.checks.mistakes.data_parallel import D44, D47, D54, D55, D56_NO_SHARDS
+from ppkit.checks.mistakes.general import RETURNED
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP, RANK_FIXED, WRONG_NUMBERS
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.oracle_replicas import Net, digit_shards, state, train
 from ppkit.checks.replicas import on_replicas
@@ -33,8 +33,10 @@ def check_loop(train_loop: Any) -> Passed:
     _recognise(trial, data)
     right = train(Net(), data)
     for rank, seen in enumerate(trial.results):
+        if seen["rows"] >= sum(batch.n_rows for batch in data):
+            raise trial.wrong("it trained on all rows of every batch.", D56_NO_SHARDS, rank=rank)
         if text := first_difference(seen["weights"], right.weights[-1]):
-            raise trial.wrong(f"after {len(data)} batches, {text}.", WRONG_VALUES, rank=rank)
+            raise trial.wrong(f"after {len(data)} batches, {text}.", WRONG_NUMBERS, rank=rank)
     for rank, seen in enumerate(trial.results):
         _judge_losses(trial, rank, seen["losses"], right.losses, data)
     return Passed(
@@ -69,7 +71,7 @@ def _recognise(trial: Trial, data: list[Cut]) -> None:
 
 def _why_apart(seen: dict[str, Any]) -> Mistake:
     """Why each replica has learned from its own rows alone."""
-    if seen["made"]:
+    if seen["made"] and not seen["called"]:
         return D55
     if seen["bytes"] >= sum(p.numel() * p.element_size() for p in Net().parameters()):
         return D47  # something large was averaged, too late

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.estimates import Choice, Estimate, judge_estimates
 from ppkit.checks.judge import Passed, graded
-from ppkit.checks.mistakes.data_parallel import D49, D58, D59
+from ppkit.checks.mistakes.data_parallel import D49_COUNTED, D58, D59
 from ppkit.checks.mistakes.replicas import BUCKET_COUNT, RING_BYTES
 from ppkit.checks.oracle_replicas import Net, combine, descend, digit_shards, shard_gradients
 from ppkit.checks.replicas import on_replicas
@@ -32,9 +32,9 @@ def check_predictions(bytes_per_rank: Any, n_all_reduces: Any, learning_rate: An
     nbytes, count = _measured()
     size = nbytes * N_RANKS / (2 * (N_RANKS - 1))  # of all gradients
     bytes_known = dict.fromkeys((nbytes / 2, size, 2 * size, (N_RANKS - 1) * size), RING_BYTES)
-    bytes_known[nbytes * MICROBATCHES] = D49
+    bytes_known[nbytes * MICROBATCHES] = D49_COUNTED
     counts = dict.fromkeys((1.0, 3.0, 6.0, 9.0, 10.0), BUCKET_COUNT)  # layers, parameters, bytes divided by bytes
-    counts |= {count * MICROBATCHES: D49, 6.0 * MICROBATCHES: D49}
+    counts |= {count * MICROBATCHES: D49_COUNTED, 6.0 * MICROBATCHES: D49_COUNTED}
     estimates: list[Estimate | Choice] = [
         Estimate("bytes_per_rank", bytes_per_rank, nbytes, " bytes", known=bytes_known),
         Estimate("n_all_reduces", n_all_reduces, count, " all-reduces", known=counts),

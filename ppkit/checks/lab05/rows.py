@@ -10,8 +10,16 @@ from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D56_EPOCH, D56_NO_SHARDS, D57
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.replicas import MEAN_OF_SHARES, OTHER_SHUFFLES, OWN_METRIC, REMAINDER, UNEQUAL_SHARES
+from ppkit.checks.mistakes.general import RETURNED
+from ppkit.checks.mistakes.replicas import (
+    MEAN_OF_SHARES,
+    OTHER_SHUFFLES,
+    OWN_METRIC,
+    REMAINDER,
+    TOO_MANY_ROWS,
+    UNEQUAL_SHARES,
+    WRONG_NUMBERS,
+)
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.trial import Trial
 
@@ -85,7 +93,7 @@ def _judge_shares(trial: Trial, shares: Shares, n_rows: int, where: str) -> None
     needed = -(-n_rows // N_RANKS)
     if sizes[0] > needed:
         told = f"{where}, each rank gets {sizes[0]}; {needed} are enough.\n{text}"
-        raise trial.wrong(told, UNEQUAL_SHARES if n_rows % N_RANKS else OTHER_SHUFFLES)
+        raise trial.wrong(told, TOO_MANY_ROWS)
 
 
 def _judge_epochs(trial: Trial, epochs: list[Shares], n_rows: int) -> None:
@@ -123,4 +131,4 @@ def _suspect(got: float, rank: int, right: tuple[bool, ...]) -> Mistake:
     ):
         if any(math.isclose(got, value, rel_tol=1e-5) for value in values):
             return mistake
-    return WRONG_VALUES
+    return WRONG_NUMBERS

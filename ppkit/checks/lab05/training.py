@@ -12,9 +12,9 @@ import torch
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.mistakes.data_parallel import D42, D43, D44, D45, D46, D47, D54
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
+from ppkit.checks.mistakes.general import RETURNED
 from ppkit.checks.mistakes.gpipe import G22
-from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP, WRONG_NUMBERS
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.oracle_replicas import Net, combine, digit_shards, shard_gradients, state, train
 from ppkit.checks.replicas import on_replicas
@@ -74,7 +74,7 @@ def _judge_begin(trial: Trial, models: Sequence[Net]) -> None:
                     raise trial.wrong(text, mistake, rank=rank)
                 if not equal(got, first):
                     text = f"after `begin_alike`, its {what} {name} is neither its own nor rank 0's."
-                    raise trial.wrong(text, WRONG_VALUES, rank=rank)
+                    raise trial.wrong(text, WRONG_NUMBERS, rank=rank)
 
 
 def _judge_steps(trial: Trial, data: Sequence[Cut]) -> None:
@@ -95,7 +95,7 @@ def _judge_steps(trial: Trial, data: Sequence[Cut]) -> None:
             _judge_gradients(trial, rank, step, seen, data)
         for rank, seen in enumerate(all_seen):
             if text := first_difference(seen["weights"], wanted):
-                raise trial.wrong(f"after step {step}, {text}.", WRONG_VALUES, rank=rank)
+                raise trial.wrong(f"after step {step}, {text}.", WRONG_NUMBERS, rank=rank)
         for rank, seen in enumerate(all_seen):
             _judge_loss(trial, rank, step, seen["loss"], right.losses[step])
 
@@ -125,7 +125,7 @@ def _judge_gradients(trial: Trial, rank: int, step: int, seen: Mapping[str, Any]
         if all_equal(got, combine(means, _shares(suspect, data[step]))):
             raise trial.wrong(text, mistake, rank=rank)
     whole = combine(means, _shares("", data[step]))
-    raise trial.wrong(text, D44 if all_equal(got, combine([whole], [float(len(means))])) else WRONG_VALUES, rank=rank)
+    raise trial.wrong(text, D44 if all_equal(got, combine([whole], [float(len(means))])) else WRONG_NUMBERS, rank=rank)
 
 
 def _shares(mistake: str, batch: Cut) -> list[float]:

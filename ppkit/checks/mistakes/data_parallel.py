@@ -22,10 +22,10 @@ D43 = Mistake(
 
 D44 = Mistake(
     "D44",
-    "The gradients point the right way, and are too large: they are the sum over the ranks.",
-    "An all-reduce adds up, if it is told nothing else. Each rank's loss is already a mean over its own rows, and the "
-    "sum of several means is no mean.",
-    "What happens to a gradient beside its all-reduce, and the number of ranks in it.",
+    "The gradients point the right way, and are too large: they are the sum of the replicas' gradients.",
+    "Gradients add up, in an all-reduce as in a backward, if nothing else is said. Each replica's loss is already a "
+    "mean over its own rows, and the sum of several means is no mean.",
+    "By what each replica's loss or gradient is scaled before or after it is added. Which number belongs there?",
 )
 
 D45 = Mistake(
@@ -72,6 +72,13 @@ D49 = Mistake(
     "What your hook does in a backward that is not the last one of its step, and how it can know that.",
 )
 
+D49_COUNTED = Mistake(
+    "D49",
+    "So many there would be if gradients travelled in the backward of every micro-batch.",
+    "Gradients accumulate over the micro-batches, and need to be averaged once, when they are complete.",
+    "The task's text: in which backwards do gradients travel?",
+)
+
 D50 = Mistake(
     "D50",
     "The gradients of two buckets are mixed: on one rank this bucket was reduced together with that one of another "
@@ -100,6 +107,14 @@ D52 = Mistake(
     "as.",
 )
 
+D52_UNUSED = Mistake(
+    "D52",
+    "A parameter that this rank did not use has no gradient afterwards, while other ranks have the mean.",
+    "The replicas must step alike, also where one of them did not use a parameter: it takes part with nothing, and "
+    "gets the mean all the same.",
+    "The place where the means are handed back: for which parameters does it do nothing?",
+)
+
 D53 = Mistake(
     "D53",
     "A weight that two layers share is treated as two.",
@@ -110,7 +125,8 @@ D53 = Mistake(
 
 D54 = Mistake(
     "D54",
-    "Losses went over the ranks, and no gradient did: every replica learns from its own shard.",
+    "Only single numbers went over the ranks, such as losses, and no gradient did: every replica learns from its own "
+    "shard.",
     "A backward starts from this rank's graph. What an all-reduce writes into a loss is no part of that graph, so the "
     "gradients know nothing of it.",
     "The tensors that you reduce: which of them does the optimizer use?",
@@ -130,7 +146,7 @@ D56_NO_SHARDS = Mistake(
     "Every rank gets the same rows.",
     "If all replicas see the same data they compute the same gradients: the machine does one rank's work, several "
     "times over.",
-    "Which rows your function returns: does the rank occur in that?",
+    "Which rows a rank takes: does the rank occur in that?",
 )
 
 D56_EPOCH = Mistake(

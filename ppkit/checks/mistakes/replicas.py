@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from ppkit.checks.mistakes import Mistake
 
+WRONG_NUMBERS = Mistake(
+    "",
+    "The numbers are not those of one process, and no usual mistake gives them.",
+    "Several replicas together must come to what one process computes with the whole batch. If they don't, one of "
+    "them uses something else than its own part, or the parts are put together by other weights.",
+    "What goes into your collectives on each rank, and what comes out. Print both: a report shows what your ranks "
+    "print.",
+)
+
 RING_BYTES = Mistake(
     "",
     "This is not what a rank sends in an all-reduce that goes around a ring.",
@@ -77,6 +86,13 @@ UNEQUAL_SHARES = Mistake(
     "How many rows each rank gets if they don't divide. Which rows could stand in for the missing ones?",
 )
 
+TOO_MANY_ROWS = Mistake(
+    "",
+    "The ranks get more rows than it takes: rows are repeated for nothing.",
+    "Repeats make the shares equal, and nothing else. Every further one costs time, and lets a row count twice.",
+    "How long the list is that you cut in shares. What is the smallest length that divides by the ranks?",
+)
+
 MEAN_OF_SHARES = Mistake(
     "",
     "This is the mean of the ranks' accuracies, and the ranks have different numbers of rows.",
@@ -93,7 +109,8 @@ OWN_METRIC = Mistake(
 
 NOT_SCATTERED = Mistake(
     "",
-    "A replica was given the whole batch, or there was only one call of the model.",
+    "The pieces are not those of DataParallel: every row in one piece, and one piece for each device that has "
+    "something to do.",
     "What makes it fast is that every device computes a part of the rows. If each one, or a single one, computes all "
     "of them, nothing is gained.",
     "The pieces of the batch: how many are there, and which of them does each replica get?",
@@ -141,7 +158,7 @@ BLOCKS = Mistake(
 
 LAST_BUCKET = Mistake(
     "",
-    "Some gradients were never averaged, though all the others were.",
+    "Some gradients were never averaged: they are still those of the rank's own shard.",
     "What is left over at the end of a loop is easily forgotten: a bucket that never came to its full size still "
     "holds gradients.",
     "What your code does with the parameters that are left when there are no more to fill a bucket.",

@@ -166,6 +166,25 @@ def weighted_means(model, optimizer, images, labels, n_rows):
 answers("check_replicas", name="start_by_a_sum_and_steps_by_weights")((only_rank_0_counts, weighted_means))
 
 
+def wrapped_once(model):
+    DistributedDataParallel(model)
+
+
+def by_hooks(model, optimizer, images, labels, n_rows):
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad)) for p in model.parameters()]
+    optimizer.zero_grad()
+    loss = F.nll_loss(F.log_softmax(model(images), dim=1), labels, reduction="sum") / n_rows
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+    optimizer.step()
+    dist.all_reduce(whole := loss.detach().clone())
+    return whole
+
+
+answers("check_replicas", name="a_wrapper_that_broadcasts_and_hooks")((wrapped_once, by_hooks))
+
+
 def state_as_objects(model):
     states = [model.state_dict() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(states, src=0)

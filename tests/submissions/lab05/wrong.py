@@ -82,6 +82,13 @@ def shares_of_unequal_size(n_rows, epoch, rank, n_ranks):
     return order[rank::n_ranks]
 
 
+@rows(None, "3 are enough")
+def one_row_more_than_needed(n_rows, epoch, rank, n_ranks):
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(epoch)).tolist()
+    size = -(-n_rows // n_ranks) + 1
+    return [(order + order)[rank + i * n_ranks] for i in range(size)]
+
+
 @rows(None, "go from 0 to 11")
 def counts_from_one(n_rows, epoch, rank, n_ranks):
     return [row + 1 for row in right_rows(n_rows, epoch, rank, n_ranks)]
@@ -190,6 +197,19 @@ loop("averages_after_the_step", "D47", "drifted apart", after=grads)
 loop("sums_the_gradients", "D44", "sum of the ranks", gradients=lambda model: grads(model, divide=False))
 loop("tells_its_own_loss", None, "that of its own rows", gradients=grads, tell=lambda loss: loss.item())
 loop("tells_a_sum_of_losses", None, "instead of", gradients=grads, tell=lambda loss: 3 * mean_loss(loss))
+
+
+@fails("check_loop", "D56", "all rows of every batch")
+def loop_over_everything(model, batches):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for images, labels in batches:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 @fails("check_loop", None, "nothing")
