@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -43,6 +44,8 @@ READS: dict[str, Callable[[torch.Tensor], object]] = {
     "a view": lambda box: box.reshape(3, 1).t() * 2,
     "a comparison": lambda box: torch.equal(box, torch.ones(3)),
     "a copy": lambda box: box.clone(),
+    "an array": lambda box: box.numpy(),
+    "a function of numpy's": lambda box: np.asarray(box).sum(),
     "a message": lambda box: dist.isend(box, 1),
     "a write": lambda box: box.zero_(),
     "an assignment": lambda box: box.__setitem__(0, 1.0),

@@ -14,17 +14,17 @@ from ppkit.observe.remarks import Remarks
 
 _LOANS = "_ppkit_loans"  # in a lent tensor's __dict__: weak references to its loans
 _DISTRIBUTED = "torch.distributed.distributed_c10d"
-# Calls that look at the values, though they return no tensor.
+# Calls that look at the values, though they return no tensor; an array of numpy's looks at them unseen from then on.
 _READING = {
     "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__repr__", "__str__",
     "__format__", "__contains__", "equal", "allclose", "is_nonzero",
-    "is_same_size",
+    "is_same_size", "numpy", "__array__",
 }  # fmt: skip
 # Calls that take no more than a tensor's shape, dtype or memory, though they return something new.
 _QUIET = {
     "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_empty",
     "new_zeros", "new_ones", "new_full", "new_tensor", "__get__", "__set__", "__reduce_ex__", "register_hook",
-    "requires_grad_", "detach_", "retain_grad", "numpy", "__array__",
+    "requires_grad_", "detach_", "retain_grad",
 }  # fmt: skip
 _QUIET_AS_SECOND = {"type_as", "expand_as", "view_as", "reshape_as", "to"}
 _WRITING = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
@@ -35,7 +35,8 @@ _SAMPLES = 256
 class LentTensor(torch.Tensor):
     """What the class of a buffer is while it is lent to an isend or irecv: calls that take it come by here.
 
-    Only `__class__` changes, there and back: the tensor stays the same object, and all others cost nothing. See
+    Only `__class__` changes, there and back: the tensor stays the same object, and all others cost nothing. So a read
+    by a view that was there before the irecv is not seen, nor what numpy does with an array of the memory. See
     https://docs.pytorch.org/docs/stable/notes/extending.html#extending-torch-python-api.
     """
 
