@@ -181,3 +181,10 @@ def test_curves_are_told_apart_without_colour(held: Memory) -> None:
 def test_mistakes(slow_middle: Timeline, held: Memory, make: Callable[..., Any], says: str) -> None:
     with pytest.raises(TimelineError, match=says):
         make(slow_middle, held)
+
+
+def test_all_reduces_of_many_small_buckets_are_not_hidden_under_their_edges() -> None:
+    schedule = one_f_one_b(2, 4).with_reduce()
+    few, many = (Costs(n_replicas=2, parameter_bytes=1000, bandwidth=1000, bucket_bytes=n) for n in (500, 5))
+    assert trace(figure_spec(simulate(schedule, few)), "collective")["marker"]["line"]["width"] == 1
+    assert "line" not in trace(figure_spec(simulate(schedule, many)), "collective")["marker"]

@@ -59,7 +59,7 @@ def bar_traces(bands: Sequence[Band], groups: Sequence[Groups], axis: Axis, labe
                 "name": style.legend_name(group, chunk, keys),
                 "legendrank": 1001 + rank,
                 **_places(pairs, axis, dense),
-                "marker": _marker(colour, dense),
+                "marker": _marker(colour, dense or _are_thin(pairs)),
                 **labelled([mark for _, mark in pairs], axis, style.ink(colour), labels),
                 **(_short_hover(pairs, axis) if dense else _full_hover(pairs, axis)),
             }
@@ -89,9 +89,15 @@ def _packed(values: Sequence[float], columns: int = 1) -> Spec:
     return {"dtype": dtype, "bdata": base64.b64encode(packed.tobytes()).decode(), **shape}
 
 
-def _marker(colour: str, dense: bool) -> Spec:
+def _are_thin(pairs: Sequence[tuple[Band, Mark]]) -> bool:
+    """Whether these are all-reduces of many small buckets: bars of about a pixel, one behind the other."""
+    thin = [mark.length < band.timeline.makespan / 400 for band, mark in pairs if mark.event.kind == "COLLECTIVE"]
+    return sum(thin) > len(pairs) / 2
+
+
+def _marker(colour: str, plain: bool) -> Spec:
     # A white edge parts bars that touch; among thousands it would be all there is to see.
-    return {"color": colour} if dense else {"color": colour, "line": {"color": style.PAPER, "width": 1}}
+    return {"color": colour} if plain else {"color": colour, "line": {"color": style.PAPER, "width": 1}}
 
 
 def _full_hover(pairs: Sequence[tuple[Band, Mark]], axis: Axis) -> Spec:
