@@ -13,6 +13,8 @@ from torch import nn
 from ppkit.checks import lab05
 from ppkit.checks.drivers.lab05_buckets import Setting
 from ppkit.checks.lab05.buckets import settings
+from ppkit.checks.mistakes import Mistake
+from ppkit.checks.mistakes.replicas import BLOCKS, COLLECTIVE_ALONE
 from ppkit.checks.oracle_replicas import Net, digit_shards, train
 
 pytestmark = pytest.mark.ranks
@@ -102,6 +104,13 @@ def test_loop_as_handed_out_is_not_done_yet_and_has_a_hint() -> None:
 
     report = lab05.check_loop(handed_out)
     assert (report, report.done, len(report.hints)) == (0.0, False, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"), [("BlocksInTheHook", BLOCKS), ("WaitsInTheHook", BLOCKS), ("OnlyRank0Sends", COLLECTIVE_ALONE)]
+)
+def test_deadlock_is_blamed_on_the_hook_only_where_the_backward_hangs(name: str, mistake: Mistake) -> None:
+    assert lab05.check_reducer(bank("lab05", "wrong")[name].function).hints == mistake.hints
 
 
 def test_picture_of_a_step_that_is_not_done_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from ppkit.checks.mistakes.general import EXCEPTION, UNPAIRED
 from ppkit.checks.mistakes.replicas import COLLECTIVE_ALONE, OTHER_COLLECTIVES
 from ppkit.checks.trial import Trial, on_ranks
 
-__all__ = ["on_replicas", "stuck"]
+__all__ = ["on_replicas"]
+
+_COLLECTIVE = re.compile(r"waits in (wait for )?(?!i?send|i?recv|wait)")
 
 
 def on_replicas(
@@ -32,18 +35,14 @@ def on_replicas(
         raise
 
 
-def stuck(verdict: Wrong) -> bool:
-    """Whether the ranks of a run waited for each other."""
-    return "a deadlock" in verdict.facts[0]
-
-
 def _of_replicas(verdict: Wrong) -> Mistake | None:
-    """The mistake where there are no stages, and collectives instead of messages."""
+    """The mistake where there are no stages, and mostly collectives instead of messages."""
     fact, mistake = verdict.facts[0], verdict.mistake
     if "with different tensors" in fact:
         return D51
     if "in different collectives" in fact:
         return OTHER_COLLECTIVES
-    if mistake is UNPAIRED and stuck(verdict):
-        return COLLECTIVE_ALONE
+    if "a deadlock" in fact:
+        verdict.facts = verdict.facts[:1]  # the others are about messages between stages
+        return COLLECTIVE_ALONE if _COLLECTIVE.search(fact) else UNPAIRED
     return EXCEPTION if mistake and mistake.code else mistake

@@ -30,7 +30,7 @@ from ppkit.checks.mistakes.replicas import (
 from ppkit.checks.oracle import LEARNING_RATE
 from ppkit.checks.oracle_gpipe import Cut, cut
 from ppkit.checks.oracle_replicas import Branches, Net, combine, descend, digit_shards, shard_gradients
-from ppkit.checks.replicas import on_replicas, stuck
+from ppkit.checks.replicas import on_replicas
 from ppkit.checks.show import show_run
 from ppkit.checks.trial import Trial
 from ppkit.checks.values import all_equal, equal, first_difference
@@ -101,9 +101,10 @@ def check_reducer(reducer_class: Any) -> Passed:
 
 def _explain(verdict: Wrong, setting: Setting) -> None:
     """Find the mistake of buckets behind a run that got stuck."""
-    if not stuck(verdict) or verdict.mistake is not COLLECTIVE_ALONE:
+    if verdict.mistake is not COLLECTIVE_ALONE or verdict.timeline is None:
         return
-    if setting.in_turn and "rank 1 waits in recv" in verdict.facts[0]:
+    kinds = [event.kind for event in verdict.timeline.of_rank(0)]
+    if setting.in_turn and kinds.count("F") > kinds.count("B"):
         verdict.mistake = BLOCKS
         verdict.facts = (*verdict.facts, "Rank 1 does not begin its backward before rank 0's is over.")
     elif len({frozenset(*how) for how in setting.how if how}) > 1:

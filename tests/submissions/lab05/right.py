@@ -185,6 +185,35 @@ def by_hooks(model, optimizer, images, labels, n_rows):
 answers("check_replicas", name="a_wrapper_that_broadcasts_and_hooks")((wrapped_once, by_hooks))
 
 
+def sent_by_rank_0(model):
+    for tensor in model.state_dict().values():
+        if dist.get_rank() == 0:
+            for other in range(1, dist.get_world_size()):
+                dist.send(tensor, other)
+        else:
+            dist.recv(tensor, 0)
+
+
+def everyone_to_everyone(model, optimizer, images, labels, n_rows):
+    rank, others = dist.get_rank(), [r for r in range(dist.get_world_size()) if r != dist.get_rank()]
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(images), labels, reduction="sum") / n_rows
+    loss.backward()
+    mine = torch.cat([loss.detach().view(1), *(p.grad.view(-1) for p in model.parameters())])
+    parts = {r: torch.empty_like(mine) for r in others} | {rank: mine}
+    works = [dist.isend(mine, r) for r in others] + [dist.irecv(parts[r], r) for r in others]
+    for work in works:
+        work.wait()
+    whole = sum(parts[r] for r in sorted(parts))
+    for p, part in zip(model.parameters(), whole[1:].split([p.numel() for p in model.parameters()]), strict=True):
+        p.grad.copy_(part.view_as(p))
+    optimizer.step()
+    return whole[0]
+
+
+answers("check_replicas", name="messages_instead_of_collectives")((sent_by_rank_0, everyone_to_everyone))
+
+
 def state_as_objects(model):
     states = [model.state_dict() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(states, src=0)

@@ -297,6 +297,11 @@ def empty_pieces_too(model, images, labels, devices):
     return loss
 
 
+@fails("check_data_parallel_step", None, "ZeroDivisionError", "line")
+def raises_an_error(model, images, labels, devices):
+    return len(images) // (len(devices) - 2)
+
+
 @fails("check_data_parallel_step", None, "nothing")
 def the_loss_is_lost(model, images, labels, devices):
     F.cross_entropy(torch.cat(list(outputs_of(model, images, labels, devices))), labels).backward()
@@ -369,6 +374,15 @@ def begins_with_the_mean(model):
 def broadcast_on_one_rank_alone(model):
     if dist.get_rank() == 1:
         alike(model)
+
+
+@begin(None, "deadlock", "waits in recv")
+def received_and_never_sent(model):
+    for parameter in model.parameters():
+        if dist.get_rank():
+            dist.recv(parameter.detach(), src=0)
+        else:
+            dist.recv(parameter.detach(), src=1)
 
 
 def not_waited_for(model):
