@@ -18,6 +18,8 @@ EXERCISES := $(sort $(wildcard exercises/*/*.ipynb))
 # The kernel is always this .venv's Python, whatever kernels the machine has registered.
 export JUPYTER_PREFER_ENV_PATH := 1
 PYTEST := $(BIN)/python -m pytest
+ALONE := ranks or slow or browser or soak
+NONE_IS_FINE := $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])  # a part in which PYTEST_ARGS chooses no test
 NBVAL := $(PYTEST) -p no:cacheprovider --nbval-current-env --nbval-cell-timeout=120
 
 .DEFAULT_GOAL := help
@@ -54,10 +56,12 @@ lint: $(VENV)/.test-installed  ## lint, format and types
 fast unit soak lessons labs notebooks: export PPKIT_LIVE := 0
 
 fast: $(VENV)/.test-installed  ## the tests that start neither ranks nor browsers
-	$(PYTEST) tests -m "not ranks and not slow and not browser" $(PYTEST_ARGS)
+	$(PYTEST) tests -m "not ($(ALONE))" $(PYTEST_ARGS)
 
+# First what may share the machine, on all its cores; then, alone, what counts processes or measures times.
 unit: $(VENV)/.test-installed  ## the tests of the library
-	$(PYTEST) tests -m "not soak" $(PYTEST_ARGS)
+	$(PYTEST) tests -n auto --dist worksteal -m "together or not ($(ALONE))" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(PYTEST) tests -m "($(ALONE)) and not together and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 soak: $(VENV)/.test-installed  ## many runs, many notebooks at once, notebooks killed at any moment: minutes
 	$(PYTEST) tests -m soak -s $(PYTEST_ARGS)

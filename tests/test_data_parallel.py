@@ -21,7 +21,7 @@ from ppkit.data_parallel import (
 from ppkit.errors import CostsError, RankError
 from ppkit.launch import launch
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.together]
 
 WIDTH, CLASSES, STEPS = 6, 4, 3
 REPLICAS = [1, 2, 3, 4]

@@ -11,7 +11,7 @@ from ppkit.errors import RankError
 from ppkit.launch import launch
 from ppkit.zero import ShardedOptimizer, state_bytes
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.together]
 
 SETTINGS = {
     torch.optim.Adam: {"lr": 0.05},
