@@ -1,4 +1,4 @@
-"""What a learner sees: `make lab`, a lesson run from top to bottom in a real browser."""
+"""What a learner sees in a real browser: `make lab`, a lesson run from top to bottom, a question answered by form."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api")
 
 LESSONS = ["01_naive_model_parallelism"]
+LAB = "03_one_f_one_b"
 SECONDS = 240  # for a lesson on a busy machine; a quiet one takes a tenth
 # The background services of Chromium would look for the network, which a test has no business with.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -33,6 +34,7 @@ def lab(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "course" / "notebooks").mkdir(parents=True)
     for lesson in (project_root / "notebooks").glob("*.ipynb"):
         (folder / "course" / "notebooks" / lesson.name).write_text(_without_outputs(lesson))
+    shutil.copytree(project_root / "exercises" / LAB, folder / "course" / LAB)
     settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     # Draw all cells, not only those in sight, so that all of them can be looked at.
@@ -54,6 +56,7 @@ def lab(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server = subprocess.Popen(
         ["make", "lab", f"LAB_ARGS={' '.join(options)}"],
         cwd=project_root,
+        env=os.environ | {"PPKIT_LIVE": "1"},  # with widgets, as for a learner
         stdout=log,
         stderr=log,
         start_new_session=True,
@@ -95,6 +98,17 @@ def browser(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
+def _open(browser: Any, url: str) -> Any:
+    """Open a notebook in a page of its own."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(url)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.evaluate("window.jupyterapp.restored")
+    page.wait_for_timeout(3000)
+    return page
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
@@ -102,12 +116,7 @@ def browser(chromium: str) -> Iterator[Any]:
 def test_a_lesson_runs_from_top_to_bottom(
     name: str, lab: str, browser: Any, project_root: Path, tmp_path: Path
 ) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token=test")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.wait_for_function("window.jupyterapp !== undefined")
-    page.evaluate("window.jupyterapp.restored")
-    page.wait_for_timeout(3000)
+    page = _open(browser, f"{lab}/lab/tree/notebooks/{name}.ipynb?token=test")
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(
         """() => {
@@ -128,3 +137,57 @@ def test_a_lesson_runs_from_top_to_bottom(
     assert figures > 0
     assert page.locator(".jp-OutputArea-output.js-plotly-plot:has(.bars path)").count() == figures
     page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+def test_answers_of_a_form_come_into_the_cell_and_are_accepted(lab: str, browser: Any) -> None:
+    page = _open(browser, f"{lab}/lab/tree/{LAB}/{LAB}.ipynb?token=test")
+    try:
+        _run(page, "setup")
+        _run(page, "task-2")
+        page.get_by_label("Micro-batches whose activations").fill("3")
+        page.get_by_label("Idle part of all ranks").fill("3 / 15")
+        page.keyboard.press("Tab")  # from field to field, and to the words to choose from
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        page.get_by_text('idle_compared = "as long"').wait_for()
+        _run(page, "check-2")
+        assert "not done yet" in _output(page, "check-2")
+        assert "run its cell once more" in _output(page, "check-2")
+        page.get_by_role("radio", name="as long").focus()
+        page.keyboard.press("Shift+Enter")  # in the form, it runs the form's cell
+        page.get_by_text("Now this cell says").wait_for()
+        source = page.evaluate(f"{_FIND}('task-2').model.sharedModel.getSource()")
+        assert source == (
+            'held_on_rank_1 = 3\nidle_fraction = 3 / 15\nidle_compared = "as long"\n'
+            "lab03.ask_predictions(held_on_rank_1, idle_fraction, idle_compared)"
+        )
+        _run(page, "check-2")
+        assert "passed. 15 of 15 points" in _output(page, "check-2")
+    finally:
+        page.close()
+
+
+_FIND = "(id => window.jupyterapp.shell.currentWidget.content.widgets.find(cell => cell.model.id === id))"
+
+
+def _run(page: Any, cell: str) -> None:
+    """Run a cell, and wait for its end."""
+    page.evaluate(
+        f"""id => {{
+            const notebook = window.jupyterapp.shell.currentWidget.content;
+            notebook.activeCellIndex = notebook.widgets.indexOf({_FIND}(id));
+            {_FIND}(id).model.clearExecution();
+            return window.jupyterapp.commands.execute('notebook:run-cell');
+        }}""",
+        cell,
+    )
+    page.wait_for_function(f"id => {_FIND}(id).model.executionCount !== null", arg=cell, timeout=SECONDS * 1000)
+    page.wait_for_timeout(1000)
+
+
+def _output(page: Any, cell: str) -> str:
+    """What a cell shows, as text."""
+    return str(page.evaluate(f"id => {_FIND}(id).outputArea.node.innerText", cell))

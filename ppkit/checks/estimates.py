@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppkit.checks.form import unwritten
 from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, is_blank
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import ESTIMATE
+from ppkit.checks.mistakes.general import ESTIMATE, NO_CHOICE
 
 __all__ = ["Choice", "Estimate", "judge_estimates"]
 
@@ -77,7 +78,7 @@ class Choice:
             return f"`{self.name}` has no answer yet.", Unfinished, self.mistake
         answer = " ".join(self.value.lower().split()) if isinstance(self.value, str) else self.value
         if answer not in self.words:
-            return f"`{self.name}` must be one of {', '.join(map(repr, self.words))}.", Wrong, self.mistake
+            return f"`{self.name}` must be one of {', '.join(map(repr, self.words))}.", Wrong, NO_CHOICE
         if answer == self.right:
             return f"`{self.name}`: {answer!r} is right.", Passed, self.mistake
         return f"`{self.name}`: it is not {answer!r}.", Wrong, self.mistake
@@ -96,6 +97,8 @@ def judge_estimates(estimates: Sequence[Estimate | Choice], points: float) -> Pa
     """
     judged = [estimate.judge() for estimate in estimates]
     facts = [fact for fact, _, _ in judged]
+    if waiting := [f"`{one.name}`" for one in estimates if one.name in unwritten]:
+        facts.append(f"In the form you answered {', '.join(waiting)}: run its cell once more, then this one.")
     earned = points * sum(verdict is Passed for _, verdict, _ in judged) / len(judged)
     for _, verdict, mistake in judged:
         if verdict is Wrong:

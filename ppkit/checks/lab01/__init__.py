@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppkit.checks.lab01.paper import check_estimates, check_schedule
+from ppkit.checks.lab01.paper import ask_estimates, check_estimates, check_schedule
 from ppkit.checks.lab01.stages import check_backward_stage, check_forward_stage
 from ppkit.checks.lab01.training import check_first_rank_step, check_train_step, show_losses, show_step
 from ppkit.checks.tasks import Task
@@ -10,6 +10,7 @@ from ppkit.checks.tasks import Task
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_estimates",
     "check_schedule",
     "check_estimates",
     "check_forward_stage",

@@ -8,9 +8,10 @@ from typing import Any
 from ppkit.builders import naive
 from ppkit.checks.drivers import lab01 as ranks
 from ppkit.checks.estimates import Estimate, judge_estimates
+from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, Unfinished, Wrong, graded, is_blank
 from ppkit.checks.messages import Expected
-from ppkit.checks.mistakes.general import MISSING_MESSAGE, SCHEDULE
+from ppkit.checks.mistakes.general import MISSING_MESSAGE, NO_ROWS, SCHEDULE
 from ppkit.checks.oracle import build_stages
 from ppkit.checks.reference.naive import train_step
 from ppkit.checks.trial import on_ranks
@@ -19,7 +20,7 @@ from ppkit.errors import ScheduleError
 from ppkit.schedule import Schedule
 from ppkit.simulate import simulate
 
-__all__ = ["check_estimates", "check_schedule"]
+__all__ = ["ask_estimates", "check_estimates", "check_schedule"]
 
 # Task 1: put in order
 
@@ -34,10 +35,13 @@ def check_schedule(schedule: Any) -> Passed:
         blank = [rank for rank, row in enumerate(rows) if is_blank(row) or row in ([], [...], [None], "")]
         if blank:
             raise Unfinished(f"No actions yet for rank {', '.join(map(str, blank))}.")
+    mistake = NO_ROWS
     try:
-        yours = Schedule("your schedule", 3, 3, 1, rows).validate()
+        yours = Schedule("your schedule", 3, 3, 1, rows)
+        mistake = SCHEDULE
+        yours.validate()
     except ScheduleError as error:
-        raise Wrong(error.message, mistake=SCHEDULE) from None
+        raise Wrong(error.message, mistake=mistake) from None
     right = naive(3).with_comms()
     for rank, (row, wanted) in enumerate(zip(yours.actions, right.actions, strict=True)):
         missing = sorted(str(action) for action in set(wanted) - set(row))
@@ -47,6 +51,11 @@ def check_schedule(schedule: Any) -> Passed:
 
 
 # Task 2: predict
+
+ask_estimates = Form(
+    Number("busy_fraction", "Busy part of all ranks' time, from 0 to 1"),
+    Number("bytes_per_step", "Bytes that all ranks send in a step"),
+)
 
 
 @graded("Task 2, two numbers", 10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppkit.checks.lab02.paper import check_estimates, check_schedule
+from ppkit.checks.lab02.paper import ask_estimates, check_estimates, check_schedule
 from ppkit.checks.lab02.parts import check_forward_all, check_microbatch_loss
 from ppkit.checks.lab02.training import check_first_rank_step, check_gpipe_step, show_step
 from ppkit.checks.tasks import Task
@@ -10,6 +10,7 @@ from ppkit.checks.tasks import Task
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_estimates",
     "check_schedule",
     "check_estimates",
     "check_microbatch_loss",

@@ -8,13 +8,14 @@ from typing import Any
 from ppkit.builders import gpipe
 from ppkit.checks.drivers import lab02 as ranks
 from ppkit.checks.estimates import Estimate, judge_estimates
+from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.mistakes.gpipe import G25, G29, NOT_GPIPE
 from ppkit.checks.schedules import order_of, run_builder
 from ppkit.schedule import Op, Schedule
 from ppkit.simulate import simulate
 
-__all__ = ["check_estimates", "check_schedule"]
+__all__ = ["ask_estimates", "check_estimates", "check_schedule"]
 
 SIZES = ((1, 1), (2, 3), (3, 4), (4, 2), (4, 8))  # stages, micro-batches
 
@@ -56,6 +57,11 @@ def _text(order: Sequence[int]) -> str:
 
 
 # Task 2: predict
+
+ask_estimates = Form(
+    Number("idle_fraction", "Idle part of all ranks' time, from 0 to 1"),
+    Number("activations_held", "Micro-batches whose activations rank 0 holds at most"),
+)
 
 
 @graded("Task 2, two numbers", 10)

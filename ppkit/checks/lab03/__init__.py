@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ppkit.checks.lab03.paper import check_predictions, check_schedule
+from ppkit.checks.lab03.paper import ask_predictions, check_predictions, check_schedule
 from ppkit.checks.lab03.training import check_exchange, check_first_rank_step, check_one_f_one_b_step, show_step
 from ppkit.checks.tasks import Task
 
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_predictions",
     "check_schedule",
     "check_predictions",
     "check_exchange",

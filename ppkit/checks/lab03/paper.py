@@ -8,6 +8,7 @@ from typing import Any
 from ppkit.builders import gpipe, one_f_one_b
 from ppkit.checks.drivers import lab03 as ranks
 from ppkit.checks.estimates import Choice, Estimate, judge_estimates
+from ppkit.checks.form import Form, Number, Words
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab03.order import judge_order
 from ppkit.checks.mistakes import Mistake
@@ -17,7 +18,7 @@ from ppkit.checks.schedules import run_builder
 from ppkit.schedule import Action
 from ppkit.simulate import simulate
 
-__all__ = ["check_predictions", "check_schedule"]
+__all__ = ["ask_predictions", "check_predictions", "check_schedule"]
 
 SIZES = ((3, 5), (4, 8), (2, 4), (1, 2), (4, 2), (3, 1))  # stages, micro-batches
 
@@ -50,6 +51,13 @@ def _explain(rows: Sequence[Sequence[Action]], p: int, m: int) -> Mistake | None
 
 # Task 2: predict
 
+LENGTHS = ("shorter", "as long", "longer")
+ask_predictions = Form(
+    Number("held_on_rank_1", "Micro-batches whose activations rank 1 holds at most"),
+    Number("idle_fraction", "Idle part of all ranks' time, from 0 to 1"),
+    Words("idle_compared", "Idle, compared with GPipe", LENGTHS),
+)
+
 
 @graded("Task 2, three predictions", 15)
 def check_predictions(held_on_rank_1: Any, idle_fraction: Any, idle_compared: Any) -> Passed:
@@ -60,6 +68,6 @@ def check_predictions(held_on_rank_1: Any, idle_fraction: Any, idle_compared: An
     estimates: list[Estimate | Choice] = [
         Estimate("held_on_rank_1", held_on_rank_1, float(ours.peak_in_flight[1]), " micro-batches"),
         Estimate("idle_fraction", idle_fraction, ours.bubble_fraction, known={ours.bubble_ratio: G29}),
-        Choice("idle_compared", idle_compared, compared, ("shorter", "as long", "longer"), F40),
+        Choice("idle_compared", idle_compared, compared, LENGTHS, F40),
     ]
     return judge_estimates(estimates, 15)

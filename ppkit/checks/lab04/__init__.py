@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppkit.checks.lab04.paper import check_predictions, check_stage_to_rank
+from ppkit.checks.lab04.paper import ask_predictions, check_predictions, check_stage_to_rank
 from ppkit.checks.lab04.schedules import check_interleaved, check_zb_h1, show_schedules
 from ppkit.checks.lab04.split import check_split
 from ppkit.checks.tasks import Task
@@ -10,6 +10,7 @@ from ppkit.checks.tasks import Task
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_predictions",
     "check_stage_to_rank",
     "check_interleaved",
     "check_predictions",

@@ -7,6 +7,7 @@ from typing import Any
 from ppkit.builders import interleaved_1f1b, one_f_one_b, zero_bubble_v
 from ppkit.checks.drivers import lab04 as ranks
 from ppkit.checks.estimates import Choice, Estimate, judge_estimates
+from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
@@ -16,7 +17,7 @@ from ppkit.checks.trial import on_ranks
 from ppkit.schedule import Op
 from ppkit.simulate import Costs, simulate
 
-__all__ = ["check_predictions", "check_stage_to_rank"]
+__all__ = ["ask_predictions", "check_predictions", "check_stage_to_rank"]
 
 PLACEMENTS = ((4, 2, "cards"), (2, 3, "cards"), (3, 4, "cards"), (4, 2, "V"), (2, 2, "V"), (3, 2, "V"))
 N_RANKS, N_MICROBATCHES = 4, 12
@@ -60,6 +61,12 @@ def _misplaced(got: list[Any], p: int, v: int, name: str) -> Mistake:
 
 
 # Task 3: predict
+
+ask_predictions = Form(
+    Number("idle", "Units of time for which each rank is idle"),
+    Number("held_on_rank_0", "Activations that rank 0 holds at most"),
+    Number("n_messages", "Messages that all ranks send in a step"),
+)
 
 
 @graded("Task 3, three predictions", 15)

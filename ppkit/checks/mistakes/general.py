@@ -20,7 +20,7 @@ SIGNATURE = Mistake(
 
 RETURNED = Mistake(
     "",
-    "Your function ran on every rank, but what it returned is not what the task asks for.",
+    "Your function ran to its end, but what it returned is not what the task asks for.",
     "The check, as any caller would, goes on with what your function returns: their number and order matter.",
     "The `return` of your function, beside the line of the task's text that begins with *Returns*.",
 )
@@ -82,6 +82,23 @@ CRASH = Mistake(
     "The communication calls of this rank: peer, shape and dtype of each.",
 )
 
+NO_BUFFER = Mistake(
+    "",
+    "A rank was told to receive into something that is no tensor.",
+    "A receive makes no tensor: it fills one that is there, as long as the message and of its dtype. "
+    "Some names stand for a tensor on one rank and for `None` on the others, and a gradient is `None` until a "
+    "backward has made it.",
+    "The first argument of the receive, on the rank that the message names: which of your lines has made it?",
+)
+
+NOT_RECEIVED = Mistake(
+    "",
+    "A whole number went into a computation where the received tensor belongs.",
+    "What a blocking receive returns is no tensor but the number of the rank that has sent. "
+    "The message itself is somewhere else by then.",
+    "The line of the receive: what do you keep of it, and what has become of the tensor that you gave to it?",
+)
+
 UNPAIRED = Mistake(
     "",
     "A rank waits for ever: what it sends is not received, or what it receives is not sent.",
@@ -119,15 +136,32 @@ WRONG_VALUES = Mistake(
 SCHEDULE = Mistake(
     "",
     "The order that you wrote could not run. The report shows it as a grid, a row for each rank, "
-    "with the first wrong cell in brackets.",
+    "with what cannot run in brackets. Positions in a row are counted from 0.",
     "An action can run when what it needs is there: a forward needs the output of the stage before, a backward the "
     "gradient from the stage after, and its own forward. Between ranks these travel as messages.",
-    "The marked cell: what must have happened before it, on its rank and on its neighbours?",
+    "What stands in brackets: what must have happened before it, on its rank and on its neighbours?",
+)
+
+NO_ROWS = Mistake(
+    "",
+    "What you wrote is not a list of actions for each rank, so there is no order to judge yet.",
+    "A schedule is a list with one row for each rank, in the order of the ranks, and each row is a list of short "
+    "texts. Every action is a text of its own, with its stage first and its micro-batch last.",
+    "The place that the message names, beside the example in the task's text. Positions in a row are counted from 0.",
 )
 
 ESTIMATE = Mistake(
     "",
-    "A number is not the one that comes out on real ranks. The report says whether it is too small or too large.",
-    "Mostly a direction was left out, or the size of a number, or one rank too many or too few was counted.",
-    "Draw the ranks in a row. Write on each arrow between them what travels along it in one step, in each direction.",
+    "A number is not the one that comes out. The report says whether it is too small or too large.",
+    "Mostly something was counted once too often or once too seldom: a rank, a direction, a micro-batch at the "
+    "beginning or at the end; or a thing was counted, and not its size.",
+    "A drawing by hand, as small as it may be: the ranks below each other, time from left to right, and on each "
+    "boundary what travels over it. Then count in it what the question asks for.",
+)
+
+NO_CHOICE = Mistake(
+    "",
+    "An answer is none of those that there are to choose from. The report lists them.",
+    "Where a question has fixed answers, another word cannot be judged, however right it may be.",
+    "The spelling of your answer, beside the words in the task's text.",
 )

@@ -128,7 +128,7 @@ claims("1f1b_is_longer", "P117", 4, "d", "9 units")
 claims("bubble_to_zero", "G28", 5, "a", "266 ms with 16", "335 ms with 64")
 claims("as_long_as_it_fits", "G28", 5, "b", "335 ms with 64")
 claims("bubble_grows", "G28", 5, "c", "4 % with 64")
-claims("a_word_for_a_letter", "F40", 4, "true", "must be one of 'a', 'b', 'c', 'd'")
+claims("a_word_for_a_letter", None, 4, "true", "must be one of 'a', 'b', 'c', 'd'")
 
 # --- hybrid_seconds ---
 
