@@ -10,6 +10,8 @@ from bank import Submission, bank, graded
 
 from ppkit.builders import naive
 from ppkit.checks import lab01, trial
+from ppkit.checks.mistakes import Mistake, general
+from ppkit.checks.mistakes import naive as mistakes
 from ppkit.checks.reference import naive as reference
 
 SECONDS = 5.0  # what a right answer may take on an idle machine
@@ -66,6 +68,29 @@ def test_error_names_rank_and_line_and_shows_what_was_printed() -> None:
     assert "return 1 / rank" in str(report)
     assert "rank 0 | my rank is 0" in str(report)
     assert "my rank is 1" in report._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("sends_the_activation_backward", mistakes.N05_DIRECTION),
+        ("wraps_around_at_the_last", mistakes.N05),
+        ("a_buffer_that_is_too_small", mistakes.N06),
+        ("sends_and_receives_three_rows", mistakes.N06_SENT),
+        ("sends_three_rows_to_a_buffer_for_all", mistakes.N06_SENT),
+        ("returns_them_in_the_other_order", mistakes.SWAPPED),
+        ("passes_the_received_gradient_on", mistakes.PASSED_ON),
+        ("trains_on_the_summed_loss", mistakes.SUMMED),
+        ("returns_the_sum_of_losses", mistakes.SUMMED),
+        ("takes_what_the_receive_returns", general.NOT_RECEIVED),
+        ("receives_into_the_batch", general.NO_BUFFER),
+        ("takes_the_backward_away", mistakes.N14_NO_BACKWARD),
+        ("clears_the_gradients_before_the_step", mistakes.N14_CLEARED),
+        ("takes_the_step_away", mistakes.N14),
+    ],
+)
+def test_near_mistakes_have_hints_of_their_own(name: str, mistake: Mistake) -> None:
+    assert graded(WRONG[name])[0].hints == mistake.hints
 
 
 # --- what is not done yet ---

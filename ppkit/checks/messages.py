@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppkit.checks.judge import Wrong
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import CRASH, EXCEPTION, FORGOTTEN_RECEIVE, MISSING_MESSAGE, UNPAIRED
-from ppkit.checks.mistakes.naive import N03, N04, N05, N06, N07, N11, N16
+from ppkit.checks.mistakes.naive import N03, N04, N05, N05_DIRECTION, N06, N06_SENT, N07, N11, N16, PASSED_ON
 from ppkit.checks.oracle import Pass
 from ppkit.errors import DeadlockError, MismatchError, RankError
 from ppkit.event import Event
@@ -66,11 +66,20 @@ class Expected:
         """Whether gradients travel in it: messages from a rank to one before it."""
         return any(m.receiver < m.sender for m in self.messages)
 
-    def wrong_size(self, nbytes: int, right: int, sender: int) -> Mistake:
-        """The mistake by which `sender` sends, or somebody receives, `nbytes` bytes instead of `right`."""
+    def wrong_size(self, nbytes: int, right: Message) -> Mistake:
+        """The mistake by which a message of `nbytes` bytes is sent instead of the `right` one."""
+        sender = right.sender
         if sender < len(self.parameter_bytes) and nbytes in self.parameter_bytes[sender]:
             return N11
-        return N07 if nbytes in (right * 2, right / 2) else N06
+        came = {m.nbytes for m in self.messages if m.receiver == sender < m.sender}
+        if right.receiver < sender and nbytes in came:
+            return PASSED_ON
+        return N07 if nbytes in (right.nbytes * 2, right.nbytes / 2) else N06_SENT
+
+    def wrong_way(self, links: Iterable[Link]) -> Mistake:
+        """The mistake by which messages travel on links of which one at least is none of the task's."""
+        back = all(link not in self.links and link[::-1] in self.links for link in links)
+        return N05_DIRECTION if back else N05
 
 
 def forward_messages(stages: Sequence[nn.Module], passes: Sequence[Pass]) -> Expected:
@@ -106,7 +115,7 @@ def require_messages(timeline: Timeline, expected: Expected, where: str) -> None
     for event in sends:
         if event.message is None:
             fact = f"{where}: a message of {event.nbytes} bytes from {_link(_of(event))} was never received."
-            raise Wrong(fact, mistake=N16 if _of(event) in expected.links else N05)
+            raise Wrong(fact, mistake=N16 if _of(event) in expected.links else expected.wrong_way(map(_of, sends)))
     left = Counter(Message(*_of(event), event.nbytes) for event in sends)
     for message in expected.messages:
         if not left[message]:
@@ -119,12 +128,11 @@ def _not_sent(message: Message, sent: Sequence[Message], expected: Expected, whe
     task = f"{where}: {_link(message[:2])} should carry a message of {message.nbytes} bytes"
     if same_link:
         nbytes = same_link[0].nbytes
-        return Wrong(
-            f"{task}; it carried {nbytes}.", mistake=expected.wrong_size(nbytes, message.nbytes, message.sender)
-        )
+        return Wrong(f"{task}; it carried {nbytes}.", mistake=expected.wrong_size(nbytes, message))
     stray = [m for m in sent if m[:2] not in expected.links]
     if stray:
-        return Wrong(f"{task}. Instead one went from {_link(stray[0][:2])}.", mistake=N05)
+        mistake = expected.wrong_way(m[:2] for m in sent)
+        return Wrong(f"{task}. Instead one went from {_link(stray[0][:2])}.", mistake=mistake)
     return Wrong(f"{task}; there was none.", mistake=MISSING_MESSAGE)
 
 
@@ -140,7 +148,8 @@ def explain_mismatch(error: MismatchError, expected: Expected, where: str) -> Wr
         return _not_sent(right, [right._replace(nbytes=nbytes)], expected, where)
     mistake = N06 if sent["dtype"] == wanted["dtype"] else N07
     fact = f"{where}: rank {wanted['rank']} got a message of {nbytes} bytes for a receive buffer of {room} bytes.\n"
-    return Wrong(fact + error.message, mistake=mistake, timeline=error.timeline, output=error.output)
+    said = error.message.split("\nA message carries only bytes")[0]  # what to write instead is the learner's to find
+    return Wrong(fact + said, mistake=mistake, timeline=error.timeline, output=error.output)
 
 
 # A run that got stuck
@@ -169,7 +178,7 @@ def _why_stuck(error: DeadlockError, expected: Expected, returned: set[int]) -> 
     links = [_link_of(call) for call in calls] + [_of(event) for event in sent]
     for link in links if expected.messages else ():
         if link not in expected.links:
-            return N05, f"No message of this task goes from {_link(link)}."
+            return expected.wrong_way(links), f"No message of this task goes from {_link(link)}."
     for call in calls:
         for other in calls:
             if call["peer"] == other["rank"] and other["peer"] == call["rank"] and call is not other:
@@ -232,7 +241,7 @@ def explain_signal(error: RankError, expected: Expected, where: str) -> Wrong:
         if right is not None and message == right.nbytes:
             mistake = N07 if buffer * 2 == message else N06
         elif right is not None:
-            mistake = expected.wrong_size(message, right.nbytes, right.sender)
+            mistake = expected.wrong_size(message, right)
     elif "SIGSEGV" in error.message:
         fact = f"{where}: rank {rank} crashed inside torch (SIGSEGV), as when it is asked for a rank that isn't there."
         mistake = N05

@@ -73,7 +73,8 @@ def run(stages: Sequence[nn.Module], batch: Batch, mistake: str = "") -> tuple[f
         stages: of the model; their `.grad` are left alone.
         batch: inputs and classes.
         mistake: "N12": stages in front ignore the gradient from the next; "N13": they take their own loss;
-            "activation": they are sent their own output in place of its gradient.
+            "activation": they are sent their own output in place of its gradient; "sum": the loss is summed over the
+            rows.
 
     Returns:
         the loss, and each stage's part.
@@ -86,7 +87,7 @@ def run(stages: Sequence[nn.Module], batch: Batch, mistake: str = "") -> tuple[f
         inputs = values[-1][1]
     loss = cross_entropy(inputs, targets)
     passes: list[Pass] = []
-    output_grad = _loss_grad(inputs, targets)
+    output_grad = _loss_grad(inputs, targets) * (len(targets) if mistake == "sum" else 1)
     for index in reversed(range(len(stages))):
         stage_input, output = values[index]
         if mistake == "N12" and index < len(stages) - 1:

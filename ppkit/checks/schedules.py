@@ -9,7 +9,7 @@ from typing import Any
 from ppkit.checks.judge import Unfinished, Wrong
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import RETURNED, SCHEDULE
+from ppkit.checks.mistakes.general import NO_ROWS, RETURNED, SCHEDULE
 from ppkit.checks.trial import on_ranks
 from ppkit.errors import ScheduleError
 from ppkit.schedule import Action, Op, Schedule
@@ -42,7 +42,8 @@ def run_builder(
     schedules = []
     for size, rows in zip(sizes, trial.results[0], strict=True):
         p, m, *chunks = size
-        where = f"{p} ranks, {m} micro-batches, {chunks[0]} chunks" if chunks else f"{p} stages, {m} micro-batches"
+        batches = f"{m} micro-batch{'es' * (m > 1)}"
+        where = f"{p} ranks, {batches}, {chunks[0]} chunks" if chunks else f"{p} stage{'s' * (p > 1)}, {batches}"
         if rows is None:
             raise Unfinished(f"{where}: your function returned None.")
         if not isinstance(rows, list):
@@ -50,10 +51,15 @@ def run_builder(
                 f"{where}: your function returned {rows}; it must return a list for each rank.", mistake=RETURNED
             )
         holders = stage_to_rank(*size)
+        mistake = NO_ROWS
         try:
-            schedule = Schedule(where, p, len(holders), m, tuple(rows), holders).validate()
+            if others := [row for row in rows if not isinstance(row, list)]:
+                raise ScheduleError(f"{where}: a row is {others[0] or 'nothing'}; it must be a list of texts.")
+            schedule = Schedule(where, p, len(holders), m, tuple(rows), holders)
+            mistake = SCHEDULE
+            schedule.validate()
         except ScheduleError as error:
-            raise Wrong(error.message, mistake=explain(_actions(rows), *size) or SCHEDULE) from None
+            raise Wrong(error.message, mistake=explain(_actions(rows), *size) or mistake) from None
         schedules.append(schedule.compute_only())
     return schedules
 

@@ -14,7 +14,16 @@ from ppkit.checks.drivers.limited import call_limited
 from ppkit.checks.judge import Unfinished, Verdict, Wrong
 from ppkit.checks.messages import Expected, explain_deadlock, explain_mismatch, explain_signal, require_messages
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import CANNOT_TRAVEL, ENDLESS, EXCEPTION, EXIT, KILLED, MEMORY
+from ppkit.checks.mistakes.general import (
+    CANNOT_TRAVEL,
+    ENDLESS,
+    EXCEPTION,
+    EXIT,
+    KILLED,
+    MEMORY,
+    NO_BUFFER,
+    NOT_RECEIVED,
+)
 from ppkit.checks.mistakes.gpipe import G21, G23, G24
 from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
 from ppkit.emulate import Emulation
@@ -37,6 +46,7 @@ _RAISED = (
     (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02_SENT),
     (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
     (_NO_MEMORY, MEMORY),
+    (r"must be Tensor, not int", NOT_RECEIVED),
     (r"contiguous", N08),
     (r"backward through the graph a second time", G24),
     (r"modified by an inplace operation", G23),
@@ -151,7 +161,9 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         mistake = next((m for pattern, m in _RAISED if re.search(pattern, message)), EXCEPTION)
         if mistake is G23 and any(event.kind == "OPTIM" for event in error.timeline or ()):
             mistake = G21  # the weights were changed between a forward and its backward
-        if mistake is N02_SENT and ("recv" in message or not expected.sends_back):
+        if mistake is N02_SENT and "recv" in message:
+            mistake = NO_BUFFER
+        if mistake is N02_SENT and not expected.sends_back:
             mistake = EXCEPTION  # no gradient is sent there
         if mistake is MEMORY:
             fact = f"{where}: {_out_of_memory(error.rank, message)}"

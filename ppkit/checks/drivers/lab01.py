@@ -28,7 +28,8 @@ def forward(forward_stage: Function, stages: Sequence[nn.Module], passes: Sequen
     if not (isinstance(returned, (tuple, list)) and len(returned) == 2 and all(map(torch.is_tensor, returned))):
         return {"returned": shown(returned)}
     stage_input, output = returned
-    seen: dict[str, Any] = {"output": output.detach().clone(), "has_graph": output.requires_grad}
+    seen: dict[str, Any] = {"output": output.detach().clone(), "input": stage_input.detach().clone()}
+    seen["has_graph"] = output.requires_grad
     if output.requires_grad and (output.shape, output.dtype) == (right.output.shape, right.output.dtype):
         seen["leaves"] = len(_leaves(output, stage))
         output.backward(right.output_grad)

@@ -12,10 +12,10 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import backward_messages, forward_messages
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.naive import ACTIVATION_BACK, N01, N02, N07, N09, N12, NO_GRAPH
+from ppkit.checks.mistakes.naive import ACTIVATION_BACK, N01, N02, N07, N09, N12, NO_GRAPH, SWAPPED
 from ppkit.checks.oracle import Batch, build_stages, run
 from ppkit.checks.trial import Trial, on_ranks
-from ppkit.checks.values import all_equal, difference, first_difference
+from ppkit.checks.values import all_equal, difference, equal, first_difference
 
 __all__ = ["check_backward_stage", "check_forward_stage"]
 
@@ -43,6 +43,8 @@ def check_forward_stage(forward_stage: Any) -> Passed:
         _judge_returned(trial)
         trial.require_messages()
         for rank, (seen, right) in enumerate(zip(trial.results, passes, strict=True)):
+            if equal(seen["input"], right.output) and equal(seen["output"], right.input):
+                raise trial.wrong("your function returned its output first, and its input second.", SWAPPED, rank=rank)
             if text := difference(seen["output"], right.output):
                 raise trial.wrong(f"its output {text}.", _why_wrong(trial, rank, seen["output"]), rank=rank)
         for rank, seen in enumerate(trial.results):

@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.drivers import lab02 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import Expected
+from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G18, G19, G23, G24
+from ppkit.checks.mistakes.gpipe import G18, G19, G19_LOSS, G23, G24_LIST, LOSS_WITHOUT_GRAPH
 from ppkit.checks.mistakes.naive import N01, N02, NO_GRAPH
 from ppkit.checks.oracle import build_stages
 from ppkit.checks.oracle_gpipe import Cut, cut, forward_backward
@@ -45,12 +46,11 @@ def check_microbatch_loss(microbatch_loss: Any) -> Passed:
             if isinstance(loss, str) or loss is None:
                 raise trial.wrong(f"it returned {loss or 'nothing'}; it must return a loss, a scalar.", RETURNED)
             if got is None:
-                raise trial.wrong("a backward from what it returns gives the outputs no gradient.", NO_GRAPH)
+                raise trial.wrong("a backward from what it returns gives the outputs no gradient.", LOSS_WITHOUT_GRAPH)
             right = _gradient(data, i)
             if text := difference(got, right):
-                mistake = G18 if equal(got, right * data.n_rows / sizes[i]) else G19 if _smaller(got, right) else None
                 text = f"with {rows}, the gradient of micro-batch {i}'s output {text}."
-                raise trial.wrong(text, mistake or WRONG_VALUES)
+                raise trial.wrong(text, _why_scaled(got, right, sizes, i))
     return Passed(
         "With equal and with ragged micro-batches, the gradients add up to those of the whole batch.",
         "The losses add up to the mean loss of the whole batch.",
@@ -69,9 +69,14 @@ def _gradient(data: Cut, index: int) -> Tensor:
     return torch.autograd.grad(loss, output)[0]
 
 
-def _smaller(got: Tensor, right: Tensor) -> bool:
+def _why_scaled(got: Tensor, right: Tensor, sizes: Sequence[int], index: int) -> Mistake:
+    """Why the gradient of a micro-batch's output is wrong."""
+    if equal(got, right * sum(sizes) / sizes[index]):
+        return G18
+    if equal(got, right / len(sizes)):
+        return G19
     ratio = float(got.abs().sum() / right.abs().sum())
-    return ratio < 0.99 and equal(got, right * ratio)
+    return G19_LOSS if ratio < 0.99 and equal(got, right * ratio) else WRONG_VALUES
 
 
 # Task 4: the forwards
@@ -113,7 +118,7 @@ def _judge_returned(trial: Trial, m: int) -> None:
             text = f"your function returned {returned or 'nothing'}; it must return a list of pairs of tensors, "
             raise trial.wrong(f"{text}(stage input, output).", RETURNED, rank=rank)
         if (n := len(seen["outputs"])) != m:
-            raise trial.wrong(f"your list has {n} pair{'s' * (n != 1)} for {m} micro-batches.", G24, rank=rank)
+            raise trial.wrong(f"your list has {n} pair{'s' * (n != 1)} for {m} micro-batches.", G24_LIST, rank=rank)
 
 
 def _judge_rank(trial: Trial, rank: int, seen: dict[str, Any], right: Sequence[Any]) -> None:

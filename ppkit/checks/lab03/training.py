@@ -14,7 +14,7 @@ from ppkit.checks.lab03.order import Order, judge_order
 from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.naive import N03, N09
-from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41
+from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41, F41_LOST, F41_RECEIVE
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
 from ppkit.checks.steps import (
@@ -30,7 +30,7 @@ from ppkit.checks.steps import (
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference
 from ppkit.event import Event
-from ppkit.observe.fields import NEVER_WAITED
+from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED
 from ppkit.simulate import simulate
 from ppkit.timeline import Timeline
 
@@ -195,8 +195,14 @@ def _explain_deadlock(verdict: Wrong, timeline: Timeline, m: int) -> None:
     if found:
         rank, text, verdict.mistake = found
         verdict.facts = (*verdict.facts, f"Until then, on rank {rank}, {text}.")
-    elif lost := next((e for e in _never_waited(timeline) if e.message is None), None):
-        rank, verdict.mistake = lost.rank, F41
+        return
+    waiting = {e.rank for e in timeline if e.name == "wait for isend" and e.note == NEVER_FINISHED}
+    begun = [event for event in timeline if event.note == NEVER_WAITED and event.message is None]
+    if received := next((event for event in begun if event.kind == "RECV"), None):
+        verdict.mistake = F41_RECEIVE
+        verdict.facts = (*verdict.facts, f"On rank {received.rank}, its {received.label} was never waited for.")
+    elif lost := next((event for event in begun if event.rank not in waiting), None):
+        rank, verdict.mistake = lost.rank, F41_LOST
         verdict.facts = (*verdict.facts, f"On rank {rank}, its {lost.label} was never waited for, and never arrived.")
 
 

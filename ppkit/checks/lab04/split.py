@@ -14,8 +14,7 @@ from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G24
-from ppkit.checks.mistakes.naive import N12
-from ppkit.checks.mistakes.zero_bubble import Z80, Z81, Z82, Z83, Z84
+from ppkit.checks.mistakes.zero_bubble import N12_HALF, Z80, Z81, Z82, Z83, Z84
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference, equal
 
@@ -90,7 +89,7 @@ def _judge_input(trial: Trial, i: int, got: Any, right: Gradients, unweighted: G
         raise trial.wrong(f"`input_grad` returned {got}; it must return one tensor.", RETURNED)
     if text := difference(got, right[i][0]):
         swapped = any(equal(got, one) for one in right[i][1:])
-        mistake = Z83 if swapped else N12 if equal(got, unweighted[i][0]) else WRONG_VALUES
+        mistake = Z83 if swapped else N12_HALF if equal(got, unweighted[i][0]) else WRONG_VALUES
         raise trial.wrong(f"what `input_grad` returned for micro-batch {i} {text}.", mistake)
 
 
@@ -108,7 +107,7 @@ def _judge_weights(trial: Trial, i: int, got: Any, right: Gradients, unweighted:
     if _same(got, wanted):
         return
     added = [sum(parts[1:], parts[0]) for parts in zip(*(one[1:] for one in right[: i + 1]), strict=True)]
-    mistake = Z84 if i and _same(got, added) else N12 if _same(got, unweighted[i][1:]) else WRONG_VALUES
+    mistake = Z84 if i and _same(got, added) else N12_HALF if _same(got, unweighted[i][1:]) else WRONG_VALUES
     text = next(text for one, grad in zip(got, wanted, strict=True) if (text := difference(one, grad)))
     raise trial.wrong(f"of what `weight_grads` returned for micro-batch {i}, one gradient {text}.", mistake)
 

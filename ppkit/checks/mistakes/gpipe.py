@@ -66,6 +66,30 @@ G24 = Mistake(
     "What your forwards leave for the backwards: is there something for every micro-batch?",
 )
 
+G24_LIST = Mistake(
+    "G24",
+    "What you return does not have one pair for every micro-batch.",
+    "Each micro-batch has a graph of its own, from its stage input to its output, and each gets a backward of its own "
+    "later. What is not in the list cannot have one.",
+    "What each round of your loop adds to the list, and in which round your function returns.",
+)
+
+G19_LOSS = Mistake(
+    "G19",
+    "The gradients point the right way, and are too small. The report says by which factor.",
+    "Unless it is told otherwise, `cross_entropy` takes the mean over the rows it is given, and every division "
+    "after it makes the gradients smaller once more.",
+    "Every division and every mean in your loss. Each micro-batch has its own number of rows: "
+    "which number of rows does the task divide by, and how often?",
+)
+
+LOSS_WITHOUT_GRAPH = Mistake(
+    "",
+    "The loss that you return has no history, so no backward can start from it.",
+    "Autograd records what happens to tensors. A plain Python number, or a detached copy, carries the value alone.",
+    "What happens to the loss between `cross_entropy` and the end of your function.",
+)
+
 G25 = Mistake(
     "G25",
     "The gradients of the micro-batches are swapped: each backward runs with the gradient of another micro-batch.",

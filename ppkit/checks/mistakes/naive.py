@@ -61,11 +61,28 @@ N05 = Mistake(
     "Write down for the first rank and for the last which of your calls they make, and with whom.",
 )
 
+N05_DIRECTION = Mistake(
+    "N05",
+    "The messages go the wrong way along the line of ranks: from each rank to the one that it should hear from.",
+    "A stage can begin when it has its input, which is another stage's output; and what it has computed is of use to "
+    "one neighbour only. On the way back the two change places.",
+    "The peer in each of your calls. For a rank in the middle write down: who has what I need, and who needs what I "
+    "have?",
+)
+
 N06 = Mistake(
     "N06",
     "A message and the buffer it was received into have different sizes.",
     "A message has no shape: the receiver must know it beforehand. Bytes that do not fit end the receiving process.",
     "The line that makes the receive buffer. Where does the task tell you the shape of what arrives, on this rank?",
+)
+
+N06_SENT = Mistake(
+    "N06",
+    "A message has another size than the tensor that should travel there. The report names both sizes.",
+    "What travels between two stages is as long as the batch has rows, and as wide as the second of them takes its "
+    "input. A message of another size is another tensor, a part of the right one, or more than it.",
+    "The tensor in the send. Print its shape on every rank, beside the shapes that the task's text gives.",
 )
 
 N07 = Mistake(
@@ -139,6 +156,23 @@ N14 = Mistake(
     "Which ranks reach the line that takes the step, and whether they reach it after their backward.",
 )
 
+N14_CLEARED = Mistake(
+    "N14",
+    "The optimizer takes its step, and the parameters of a stage are what they were before: "
+    "it had no gradients to use.",
+    "A backward writes into the parameters' `.grad`, the optimizer reads it there, and what clears it in between "
+    "leaves nothing to read.",
+    "The order of three things on this rank: the gradients are cleared, they are computed, they are used.",
+)
+
+N14_NO_BACKWARD = Mistake(
+    "N14",
+    "A stage's parameters are what they were before the step: no backward ran through it.",
+    "Receiving the gradient of an output changes nothing by itself. "
+    "The parameters get their gradients from a backward through the stage, which starts with what was received.",
+    "What this rank does between its receive and its optimizer's step.",
+)
+
 N16 = Mistake(
     "N16",
     "One message too many: it was sent, and nobody received it.",
@@ -153,6 +187,33 @@ ACTIVATION_BACK = Mistake(
     "A tensor and its gradient are two tensors of the same shape. "
     "The rank before knows the activation: it has computed it. What it lacks is how the loss changes with it.",
     "The tensor in your backward send. Did it change in the backward?",
+)
+
+PASSED_ON = Mistake(
+    "",
+    "The message that goes back has the size of what came from the next rank: the size of the stage's output, "
+    "not of its input.",
+    "Each stage has its own factor in the chain rule. What comes to it is the gradient of its output; the rank before "
+    "needs the gradient of another tensor. On two ranks nobody has to turn the one into the other, "
+    "so that this shows on three.",
+    "The tensor in your backward send. Print its shape, and those of the stage's input and output: "
+    "of which of the two is it the gradient?",
+)
+
+SUMMED = Mistake(
+    "",
+    "A loss is summed over the rows of the batch, where their mean is asked.",
+    "With a sum a batch of 17 rows counts more than one of 7, and every gradient is larger by the number of rows: "
+    "the same learning rate then takes steps that are far too long.",
+    "Where the losses of the rows become one number, and every factor that comes after it.",
+)
+
+SWAPPED = Mistake(
+    "",
+    "The two tensors that you return have changed places.",
+    "Whoever calls your function tells them apart by their position alone: "
+    "it will ask the one for its gradient, and start the backward from the other.",
+    "The line that begins with `return`, beside the one of the task's text that begins with *Returns*.",
 )
 
 NO_GRAPH = Mistake(

@@ -75,6 +75,21 @@ F41 = Mistake(
     "What your asynchronous sends return: where is it kept, and where is it waited for?",
 )
 
+F41_LOST = Mistake(
+    "F41",
+    "A send was begun and dropped: nobody waited for it, and the message never arrived.",
+    F41.why,
+    F41.look,
+)
+
+F41_RECEIVE = Mistake(
+    "F41",
+    "A receive was begun and dropped: nobody waited for it, and the message never came in.",
+    "A receive that does not block is under way for as long as somebody keeps what it has returned. "
+    "Dropped, it may end before the message is there, and then the other side's send has nobody to meet.",
+    "What your asynchronous receives return: where is it kept, and where is it waited for?",
+)
+
 NOT_ONE_F_ONE_B = Mistake(
     "",
     "The schedule can run, but it is not 1F1B: after the warm-up, forwards and backwards do not alternate.",

@@ -197,3 +197,11 @@ NOT_ZB_H1 = Mistake(
     "is put off takes memory until it is done.",
     "The row that the report names: where does it wait, and where does it hold the most?",
 )
+
+N12_HALF = Mistake(
+    "N12",
+    "The gradients are those of the sum of the stage's outputs: as if each output mattered as much as any other.",
+    "The chain rule multiplies by the gradient of the loss with respect to the outputs. "
+    "A walk that is started without it takes ones instead.",
+    "The line that starts the walk through the graph. Where does the task's `output_grad` enter it?",
+)

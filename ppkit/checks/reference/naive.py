@@ -53,7 +53,8 @@ def backward_stage(stage_input: Tensor, output: Tensor, loss: Tensor | None, ran
         dist.recv(output_grad, src=rank + 1)
         output.backward(output_grad)
     if rank > 0:
-        assert stage_input.grad is not None  # a leaf of the graph, by forward_stage
+        if not stage_input.is_leaf or stage_input.grad is None:
+            raise ValueError("the stage input has no gradient after the backward: is it the first argument?")
         dist.send(stage_input.grad, dst=rank - 1)
 
 

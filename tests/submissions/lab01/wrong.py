@@ -101,12 +101,39 @@ def to_itself(stage, batch, shape, rank, n_ranks):
     return x, y
 
 
+@fails("check_forward_stage", "N05", "No message of this task goes from rank 1 to rank 0")
+def sends_the_activation_backward(stage, batch, shape, rank, n_ranks):
+    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True) if rank else batch
+    y = stage(x)
+    if rank > 0:
+        dist.send(y.detach(), rank - 1)
+    return x, y
+
+
 @fails("check_forward_stage", "N06", "280 bytes", "240 bytes")
 def a_buffer_that_is_too_small(stage, batch, shape, rank, n_ranks):
     x = receive((shape[0] - 1, shape[1]), rank - 1).requires_grad_() if rank else batch
     y = stage(x)
     if rank < n_ranks - 1:
         dist.send(y.detach(), rank + 1)
+    return x, y
+
+
+@fails("check_forward_stage", "N06", "rank 0 to rank 1 should carry a message of 280 bytes; it carried 120")
+def sends_and_receives_three_rows(stage, batch, shape, rank, n_ranks):
+    x = receive((3, shape[1]), rank - 1) if rank else batch
+    y = stage(x.requires_grad_())
+    if rank < n_ranks - 1:
+        dist.send(y[:3].detach(), rank + 1)
+    return x, y
+
+
+@fails("check_forward_stage", "N06", "rank 0 to rank 1 should carry a message of 280 bytes; it carried 120")
+def sends_three_rows_to_a_buffer_for_all(stage, batch, shape, rank, n_ranks):
+    x = receive(shape, rank - 1) if rank else batch
+    y = stage(x.requires_grad_())
+    if rank < n_ranks - 1:
+        dist.send(y[:3].detach(), rank + 1)
     return x, y
 
 
@@ -207,6 +234,15 @@ def forgets_the_return(stage, batch, shape, rank, n_ranks):
         dist.send(y.detach(), rank + 1)
 
 
+@fails("check_forward_stage", None, "rank 1 raised TypeError", "must be Tensor, not int")
+def takes_what_the_receive_returns(stage, batch, shape, rank, n_ranks):
+    x = dist.recv(torch.empty(shape, dtype=torch.float64), rank - 1) if rank else batch
+    y = stage(x)
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
+    return x, y
+
+
 @fails("check_forward_stage", None, "rank 1 raised", "NoneType")
 def receives_into_the_batch(stage, batch, shape, rank, n_ranks):
     if rank:
@@ -233,6 +269,15 @@ def doubles_what_it_computed(stage, batch, shape, rank, n_ranks):
     if rank < n_ranks - 1:
         dist.send(y.detach(), rank + 1)
     return x, y
+
+
+@fails("check_forward_stage", None, "2 ranks", "rank 0: your function returned its output first, and its input second")
+def returns_them_in_the_other_order(stage, batch, shape, rank, n_ranks):
+    x = receive(shape, rank - 1) if rank else batch
+    y = stage(x.requires_grad_())
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
+    return y, x
 
 
 @fails("check_forward_stage", None, "returned a Tensor")
@@ -352,6 +397,19 @@ def sends_the_activation_back(stage_input, output, loss, rank, n_ranks):
         output.backward(grad)
     if rank > 0:
         dist.send(stage_input.detach(), rank - 1)
+
+
+@fails("check_backward_stage", None, "3 ranks", "rank 1 to rank 0 should carry a message of 360 bytes; it carried 288")
+def passes_the_received_gradient_on(stage_input, output, loss, rank, n_ranks):
+    if loss is not None:
+        loss.backward()
+        message = stage_input.grad
+    else:
+        message = torch.empty_like(output)
+        dist.recv(message, rank + 1)
+        output.backward(message)
+    if rank > 0:
+        dist.send(message, rank - 1)
 
 
 @fails("check_backward_stage", None, "Rank 0 has returned without receiving the message from rank 1")
@@ -499,6 +557,26 @@ def sends_a_gradient_that_nobody_asked_for(stage, optimizer, batch, targets, sha
     optimizer.step()
 
 
+@fails("check_train_step", "N14", "rank 1", "what they were before")
+def clears_the_gradients_before_the_step(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    stage_input, output = forward_stage(stage, batch, shape, rank, n_ranks)
+    loss = nn.functional.cross_entropy(output, targets) if rank == n_ranks - 1 else None
+    backward_stage(stage_input, output, loss, rank, n_ranks)
+    optimizer.zero_grad()
+    optimizer.step()
+    return loss
+
+
+@fails("check_train_step", None, "rank 1 raised ValueError: the stage input has no gradient after the backward")
+def calls_the_backward_with_swapped_arguments(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    optimizer.zero_grad()
+    stage_input, output = forward_stage(stage, batch, shape, rank, n_ranks)
+    loss = nn.functional.cross_entropy(output, targets) if rank == n_ranks - 1 else None
+    backward_stage(output, stage_input, loss, rank, n_ranks)
+    optimizer.step()
+    return loss
+
+
 @fails("check_train_step", "N14", "rank 0", "what they were before")
 def only_the_last_takes_a_step(stage, optimizer, batch, targets, shape, rank, n_ranks):
     optimizer.zero_grad()
@@ -545,6 +623,16 @@ def returns_the_sum_of_losses(stage, optimizer, batch, targets, shape, rank, n_r
     return None if loss is None else loss * len(targets)
 
 
+@fails("check_train_step", None, "rank 1: it learned from a loss summed over the rows")
+def trains_on_the_summed_loss(stage, optimizer, batch, targets, shape, rank, n_ranks):
+    optimizer.zero_grad()
+    stage_input, output = forward_stage(stage, batch, shape, rank, n_ranks)
+    loss = nn.functional.cross_entropy(output, targets, reduction="sum") if rank == n_ranks - 1 else None
+    backward_stage(stage_input, output, loss, rank, n_ranks)
+    optimizer.step()
+    return loss
+
+
 # --- first_rank_step ---
 
 
@@ -577,6 +665,24 @@ def reads_ones_before_the_receive(stage, optimizer, batch):
     output_grad = torch.full_like(output, 2.0)
     output.backward(output_grad)
     dist.recv(output_grad, src=1)
+    optimizer.step()
+
+
+@fails("check_first_rank_step", "N14", "rank 0", "what they were before")
+def takes_the_backward_away(stage, optimizer, batch):
+    optimizer.zero_grad()
+    output = stage(batch)
+    dist.send(output.detach(), 1)
+    dist.recv(torch.zeros_like(output), 1)
+    optimizer.step()
+
+
+@fails("check_first_rank_step", None, "Rank 0 has returned without receiving the message from rank 1")
+def takes_the_receive_away(stage, optimizer, batch):
+    optimizer.zero_grad()
+    output = stage(batch)
+    dist.send(output.detach(), 1)
+    output.backward(torch.ones_like(output))
     optimizer.step()
 
 

@@ -36,6 +36,11 @@ def forgets_the_last_microbatch(p, m):
     return [[f"{s}F{i}" for i in range(n)] + [f"{s}B{i}" for i in range(n)] for s in range(p)]
 
 
+@fails("check_schedule", None, "1 stage, 1 micro-batch: a row is a str; it must be a list of texts")
+def one_text_for_each_rank(n_stages, n_microbatches):
+    return [" ".join(f"{r}F{i} {r}B{i}" for i in range(n_microbatches)) for r in range(n_stages)]
+
+
 @fails("check_schedule", None, "a int")
 def returns_a_number(p, m):
     return p * m
@@ -82,6 +87,18 @@ def one_buffer_for_all(stage, microbatches, shapes, rank, n_ranks):
             dist.send(y.detach(), rank + 1)
         pairs.append((x, y))
     return pairs
+
+
+@fails("check_forward_all", "G24", "0 pairs for 3")
+def forgets_to_store(stage, microbatches, shapes, rank, n_ranks):
+    for i, shape in enumerate(shapes):
+        x = torch.empty(shape, dtype=torch.float64) if rank else microbatches[i]
+        if rank:
+            dist.recv(x, rank - 1)
+        y = stage(x)
+        if rank < n_ranks - 1:
+            dist.send(y.detach(), rank + 1)
+    return []
 
 
 @fails("check_forward_all", "G24", "1 pair for 3")

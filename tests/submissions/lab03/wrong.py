@@ -62,6 +62,21 @@ def receives_then_sends(outgoing, incoming, peer):
     return incoming
 
 
+@fails("check_exchange", "F38", "deadlock", "wait for isend(to rank 1")
+def waits_for_its_send_before_it_receives(outgoing, incoming, peer):
+    dist.isend(outgoing, peer).wait()
+    dist.recv(incoming, peer)
+    return incoming
+
+
+@fails("check_exchange", "F41", "deadlock", "was never waited for")
+def drops_the_receive(outgoing, incoming, peer):
+    sending = dist.isend(outgoing, peer)
+    dist.irecv(incoming, peer)
+    sending.wait()
+    return incoming
+
+
 @fails("check_exchange", "F41", "deadlock")
 def drops_the_handle(outgoing, incoming, peer):
     dist.isend(outgoing.clone(), peer)
