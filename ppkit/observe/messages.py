@@ -45,6 +45,9 @@ COLLECTIVES = {
     "barrier": Pattern("", lambda n: 0.0, lambda n: n - 1),
 }
 
+# Newer names of the same, under which torch's own fully_shard calls them.
+NEWER = {"all_gather_single": "all_gather_into_tensor", "reduce_scatter_single": "reduce_scatter_tensor"}
+
 
 def message_wrappers(recorder: Recorder) -> list[tuple[Any, str, Callable[..., Any]]]:
     """Return what is to be replaced by what in both modules that hold the functions of `torch.distributed`."""
@@ -56,6 +59,9 @@ def message_wrappers(recorder: Recorder) -> list[tuple[Any, str, Callable[..., A
     }
     for name, pattern in COLLECTIVES.items():
         observed[name] = _observed_collective(recorder, name, pattern, getattr(c10d, name))
+    for name, known in NEWER.items():
+        if hasattr(c10d, name):
+            observed[name] = _observed_collective(recorder, known, COLLECTIVES[known], getattr(c10d, name))
     running = _Running()
     outermost = {name: _outermost(running, call, getattr(c10d, name)) for name, call in observed.items()}
     return [(module, name, call) for name, call in outermost.items() for module in (c10d, dist)]
