@@ -95,8 +95,8 @@ def on_a_rank(what, schedule, n_replicas, n_rows, max_norm, bucket_bytes):
     weights = list({id(w): w for stage in mine.values() for w in stage.parameters()}.values())
     optimizer = torch.optim.SGD(weights, lr=LR)
     losses, norms = [], []
-    for _ in range(STEPS):
-        optimizer.zero_grad()
+    for step in range(STEPS):
+        optimizer.zero_grad(set_to_none=step != 1)  # or zeros in what the step before has left
         inputs, targets = (parts(part, n_replicas, hybrid.mesh.replica) for part in rows(what, n_rows))
         losses.append(hybrid.step(inputs, targets).loss)
         norms.append(hybrid.clip(max_norm))
