@@ -98,10 +98,10 @@ def browser(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
-def _open(browser: Any, url: str) -> Any:
-    """Open a notebook in a page of its own."""
+def _open(browser: Any, lab: str, path: str) -> Any:
+    """Open a notebook in a page and a workspace of its own, with no other notebook in it."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(url)
+    page.goto(f"{lab}/lab/workspaces/{Path(path).stem}/tree/{path}?token=test")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     page.wait_for_function("window.jupyterapp !== undefined")
     page.evaluate("window.jupyterapp.restored")
@@ -116,7 +116,7 @@ def _open(browser: Any, url: str) -> Any:
 def test_a_lesson_runs_from_top_to_bottom(
     name: str, lab: str, browser: Any, project_root: Path, tmp_path: Path
 ) -> None:
-    page = _open(browser, f"{lab}/lab/tree/notebooks/{name}.ipynb?token=test")
+    page = _open(browser, lab, f"notebooks/{name}.ipynb")
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(
         """() => {
@@ -143,7 +143,7 @@ def test_a_lesson_runs_from_top_to_bottom(
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_answers_of_a_form_come_into_the_cell_and_are_accepted(lab: str, browser: Any) -> None:
-    page = _open(browser, f"{lab}/lab/tree/{LAB}/{LAB}.ipynb?token=test")
+    page = _open(browser, lab, f"{LAB}/{LAB}.ipynb")
     try:
         _run(page, "setup")
         _run(page, "task-2")
