@@ -14,9 +14,6 @@ from ppkit.checks.mistakes import Mistake, general
 from ppkit.checks.mistakes import naive as mistakes
 from ppkit.checks.reference import naive as reference
 
-SECONDS = 5.0  # what a right answer may take on an idle machine
-
-
 RIGHT, WRONG = bank("lab01", "right"), bank("lab01", "wrong")
 
 
@@ -29,13 +26,11 @@ RIGHT, WRONG = bank("lab01", "right"), bank("lab01", "wrong")
     ids=lambda value: str(value),
 )
 def test_reference_earns_every_point(check: str, points: int) -> None:
-    report, seconds = graded(Submission("lab01", f"check_{check}", getattr(reference, check)))
+    report, _ = graded(Submission("lab01", f"check_{check}", getattr(reference, check)))
     assert report == points, str(report)
     assert report.passed
     assert report.timeline is not None
     assert report.timeline.n_ranks == 4
-    again = (graded(Submission("lab01", f"check_{check}", getattr(reference, check)))[1] for _ in range(2))
-    assert min(seconds, *again) < SECONDS
 
 
 def test_partial_of_the_learners_function_is_a_function() -> None:
