@@ -27,7 +27,7 @@ def interrupted() -> Iterator[Callable[..., None]]:
     """`interrupted(seconds, function, *args)` calls a function, and interrupts it after so many seconds."""
 
     def call(delay: float, function: Callable[..., object], *args: object) -> None:
-        threading.Timer(delay, signal.raise_signal, [signal.SIGINT]).start()
+        threading.Timer(delay, os.kill, [os.getpid(), signal.SIGINT]).start()
         function(*args)
 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it

@@ -7,7 +7,6 @@ import platform
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,18 +312,10 @@ def test_an_endless_loop_ends_by_its_time_limit(engines: Any) -> None:
     assert launch(total, 1, n_ranks=2, cluster=engines).results
 
 
-def interrupt_soon(seconds: float) -> None:
-    def interrupt() -> None:
-        time.sleep(seconds)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-
-
-def test_an_interrupt_ends_the_ranks_and_says_what_they_did(engines: Any) -> None:
-    interrupt_soon(1.0)
+def test_an_interrupt_ends_the_ranks_and_says_what_they_did(engines: Any, interrupted: Callable[..., None]) -> None:
+    launch(total, 1, n_ranks=2, cluster=engines)  # an engine's first run takes seconds
     with pytest.raises(Interrupted, match=r"rank 0: is computing, at .*: time.sleep\(100\)"):
-        launch(lambda: time.sleep(100), n_ranks=2, cluster=engines)
+        interrupted(1.0, lambda: launch(lambda: time.sleep(100), n_ranks=2, cluster=engines))
     assert launch(total, 1, n_ranks=2, cluster=engines).results
 
 

@@ -81,8 +81,8 @@ def test_thirty_launches_leave_memory_and_descriptors_as_they_were() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_five_hundred_launches_leave_memory_and_descriptors_as_they_were() -> None:
-    _check_flat(500, 50)
+def test_a_thousand_launches_leave_memory_and_descriptors_as_they_were() -> None:
+    _check_flat(1000, 50)
 
 
 @pytest.mark.soak
