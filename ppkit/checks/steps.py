@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from ppkit.checks.oracle_gpipe import Cut, Stored, cut, forward_backward, train
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
 from ppkit.data import batches, digits
+from ppkit.event import Event
+from ppkit.observe.fields import NEVER_WAITED
 
 __all__ = [
     "STEP_PARAMETERS",
@@ -26,7 +28,9 @@ __all__ = [
     "judge_losses",
     "judge_manner",
     "judge_weights",
+    "never_waited",
     "recognise",
+    "require_steps",
     "train_trial",
     "weights_difference",
 ]
@@ -76,12 +80,22 @@ def train_trial(driver: Function, step: Function, stages: Sequence[torch.nn.Sequ
     )
 
 
+def require_steps(trial: Trial, rank: int, data: Sequence[Cut]) -> None:
+    """Refuse more steps of the optimizer than there are batches."""
+    n_steps = sum(event.kind == "OPTIM" for event in trial.timeline.of_rank(rank))
+    if n_steps > len(data):
+        text = f"the optimizer took {n_steps} steps for {len(data)} batch{'es' * (len(data) > 1)}."
+        raise trial.wrong(text, G21, rank=rank)
+
+
+def never_waited(events: Iterable[Event]) -> Iterator[Event]:
+    """The sends that nobody has waited for."""
+    return (event for event in events if event.kind == "SEND" and event.note == NEVER_WAITED)
+
+
 def recognise(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], data: list[Cut]) -> None:
     """Refuse the weights after the first step that a known mistake gives."""
-    n_optimizer_steps = sum(event.kind == "OPTIM" for event in trial.timeline.of_rank(rank))
-    if n_optimizer_steps > len(data):
-        text = f"the optimizer took {n_optimizer_steps} steps for {len(data)} batch{'es' * (len(data) > 1)}."
-        raise trial.wrong(text, G21, rank=rank)
+    require_steps(trial, rank, data)
     got = trial.results[rank]["weights"][0]
     if all_equal(got, train(stages, data[:1]).weights[0][rank]):
         return

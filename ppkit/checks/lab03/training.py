@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,13 @@ from ppkit.checks.steps import (
     judge_losses,
     judge_manner,
     judge_weights,
+    never_waited,
     recognise,
     train_trial,
     weights_difference,
 )
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference
-from ppkit.event import Event
 from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED
 from ppkit.simulate import simulate
 from ppkit.timeline import Timeline
@@ -84,12 +84,8 @@ def _judge_exchanged(trial: Trial, rank: int, seen: Sequence[Any]) -> None:
 
 
 def _require_waits(trial: Trial) -> None:
-    for event in _never_waited(trial.timeline):
+    for event in never_waited(trial.timeline):
         raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=event.rank)
-
-
-def _never_waited(timeline: Timeline) -> Iterator[Event]:
-    return (event for event in timeline if event.kind == "SEND" and event.note == NEVER_WAITED)
 
 
 # Task 4: find the bug

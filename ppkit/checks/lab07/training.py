@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,17 +17,16 @@ from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.balance_skips import F41_LOST, H68, S102, S103, S104, S105
 from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, UNPAIRED, WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G32, ONE_BY_ONE
+from ppkit.checks.mistakes.gpipe import G18, G19, G20, G22, G22_BETWEEN, G23, G25, G26, G32, ONE_BY_ONE
 from ppkit.checks.mistakes.naive import N14, N16
 from ppkit.checks.mistakes.one_f_one_b import F41
 from ppkit.checks.oracle import Training, parameters
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
-from ppkit.checks.steps import digits_cut
+from ppkit.checks.steps import digits_cut, never_waited, require_steps
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
-from ppkit.event import Event
-from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED
+from ppkit.observe.fields import NEVER_FINISHED
 
 __all__ = ["check_first_rank_step", "check_skip_step", "show_step"]
 
@@ -125,7 +124,7 @@ def _explain(verdict: Wrong, expected: Expected) -> None:
         return
     waits = {event.rank: event.peer for event in verdict.timeline if event.note == NEVER_FINISHED}
     sent = Counter((event.rank, event.peer or 0) for event in verdict.timeline if event.kind == "SEND")
-    lost = [one for one in _never_waited(verdict.timeline) if one.message is None and one.rank not in waits]
+    lost = [one for one in never_waited(verdict.timeline) if one.message is None and one.rank not in waits]
     more = [link for link, n in sent.items() if n > expected.links[link]]
     if lost:
         text = f"On rank {lost[0].rank}, its {lost[0].label} was never waited for, and never arrived."
@@ -172,10 +171,7 @@ def _judge_rank(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list
 def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[Cut], right: Training) -> None:
     """Refuse the weights after the first step that a known mistake gives."""
     seen = trial.results[rank]
-    n_steps = sum(event.kind == "OPTIM" for event in trial.timeline.of_rank(rank))
-    if n_steps > len(data):
-        text = f"the optimizer took {n_steps} steps for {len(data)} batch{'es' * (len(data) > 1)}."
-        raise trial.wrong(text, G21, rank=rank)
+    require_steps(trial, rank, data)
     got = seen["weights"][0]
     if all_equal(got, right.weights[0][rank]):
         return
@@ -232,12 +228,8 @@ def _judge_manner(trial: Trial, rank: int, data: list[Cut]) -> None:
         raise trial.wrong(f"{seen['backwards']} backwards ran for {m} micro-batches.", S103, rank=rank)
     if seen["retained"]:
         raise trial.wrong("a backward was told to keep its graph.", G26, rank=rank)
-    for event in _never_waited(trial.timeline.of_rank(rank)):
+    for event in never_waited(trial.timeline.of_rank(rank)):
         raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=rank)
-
-
-def _never_waited(timeline: Iterable[Event]) -> Iterator[Event]:
-    return (event for event in timeline if event.kind == "SEND" and event.note == NEVER_WAITED)
 
 
 def _require_overlap(trial: Trial) -> None:
