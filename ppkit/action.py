@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from operator import index
+from typing import Any
 
 from ppkit.errors import ScheduleError
 
@@ -59,8 +61,16 @@ class Op(Enum):
 
 
 _OPS = {op.value: op for op in Op} | {"REDUCE_GRAD": Op.REDUCE}  # torch's name for it
-_TEXT = re.compile(r"(\d+)([A-Za-z_]+?)(\d*)", re.ASCII)
+_TEXT = re.compile(r"(\d{1,18})([A-Za-z_]+?)(\d{0,18})", re.ASCII)
 _ALLOWED = f"stage, operation, micro-batch, such as 2F0; the operations are {', '.join(op.value for op in Op)}"
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's whole number as Python's; anything else as it is."""
+    try:
+        return number if isinstance(number, bool) else index(number)
+    except TypeError:
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,12 @@ class Action:
                 f"REDUCE concerns all micro-batches: leave out micro-batch {microbatch}",
                 values={"microbatch": microbatch},
             )
-        if self.op is not Op.REDUCE or type(stage) is not int or stage < 0 or microbatch is not None:
+        plain = _plain(stage), _plain(microbatch)
+        if (type(plain[0]), type(plain[1])) != (type(stage), type(microbatch)):
+            object.__setattr__(self, "stage", plain[0])
+            object.__setattr__(self, "microbatch", plain[1])
+            self.__post_init__()
+        elif self.op is not Op.REDUCE or type(stage) is not int or stage < 0 or microbatch is not None:
             raise ScheduleError(
                 f"stage {stage!r} and micro-batch {microbatch!r} of {self.op.value} must be whole numbers from 0 up",
                 values={"stage": stage, "microbatch": microbatch},

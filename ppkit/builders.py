@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppkit.interleaved import interleaved_1f1b
-from ppkit.schedule import Action, Op, Schedule, check_count
+from ppkit.schedule import Action, Op, Schedule, check_count, check_size
 from ppkit.zero_bubble import zero_bubble_h1, zero_bubble_v
 
 __all__ = ["naive", "gpipe", "one_f_one_b", "interleaved_1f1b", "zero_bubble_h1", "zero_bubble_v"]
@@ -108,7 +108,9 @@ def one_f_one_b(n_stages: int, n_microbatches: int) -> Schedule:
 
 def _counts(n_stages: int, n_microbatches: int) -> tuple[int, int]:
     """The papers' p and m."""
-    return check_count("n_stages", n_stages), check_count("n_microbatches", n_microbatches)
+    p, m = check_count("n_stages", n_stages), check_count("n_microbatches", n_microbatches)
+    check_size(n_stages=p, n_microbatches=m)
+    return p, m
 
 
 def _schedule(name: str, p: int, m: int, rows: list[list[Action]]) -> Schedule:

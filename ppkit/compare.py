@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ppkit.difference import Causes, causes
+from ppkit.errors import TimelineError
 from ppkit.event import COMM_KINDS, Event
 from ppkit.timeline import Timeline
 from ppkit.units import duration, number, percent
@@ -147,6 +148,11 @@ def compare(first: Timeline, second: Timeline) -> Comparison:
     Where the communication of one of them names no stage, as that of plain PyTorch does, messages pair by their
     rank, peer and order, and collectives by their rank and order.
     """
+    given: Any = second
+    if not isinstance(given, Timeline):
+        raise TimelineError(
+            f"compare() takes a Timeline, such as simulate(schedule) or run.timeline; got a {type(given).__name__}"
+        )
     by_order = any(e.stage is None and e.kind in COMM_KINDS for timeline in (first, second) for e in timeline)
     ours, theirs = _keyed(first, by_order), _keyed(second, by_order)
     rows = tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -230,7 +230,8 @@ _LEFT_OUT = {"gradient_bytes": "parameter_bytes", "leftover_bytes": "stored_byte
 
 
 def _per_stage(name: str, value: Any) -> float | tuple[float, ...]:
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "shape", None) != ():
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, Set))
+    if several and getattr(value, "shape", None) != ():
         return tuple(_number(name, item, value) for item in value)
     return _number(name, value, value)
 
@@ -239,7 +240,7 @@ def _number(name: str, item: Any, value: Any) -> float:
     """``item``, one of ``value``, as a float; CostsError if it cannot be a duration or a size."""
     try:
         number = math.nan if isinstance(item, (str, bytes, bool)) else float(item)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     counts = name.endswith("_bytes") or name == "n_replicas"
     if not (0 <= number < math.inf and (not counts or number.is_integer())):

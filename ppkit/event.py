@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 from ppkit.errors import TimelineError
 
-__all__ = ["COMM_KINDS", "COMPUTE_KINDS", "Event", "check_events"]
+__all__ = ["COMM_KINDS", "COMPUTE_KINDS", "Event", "check_events", "check_fields"]
 
 COMPUTE_KINDS = ("F", "B", "I", "W", "OPTIM", "COMPUTE")
 COMM_KINDS = ("SEND", "RECV", "WAIT", "COLLECTIVE")
@@ -74,6 +75,23 @@ class Event(NamedTuple):
         return "step" if self.kind == "OPTIM" else self.name or _NAMES[self.kind]
 
 
+def check_fields(n_ranks: Any, events: Any, name: Any, notes: Any) -> int:
+    """The number of ranks as an int; TimelineError where a part of a timeline is of another kind than it says."""
+    try:
+        count = index(n_ranks)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise TimelineError(f"a timeline has at least one rank; got n_ranks={n_ranks!r}", values={"n_ranks": n_ranks})
+    if not isinstance(events, Iterable):
+        raise TimelineError(f"a timeline's events must be a list of Event; got {events!r}")
+    if not isinstance(name, str):
+        raise TimelineError(f"a timeline's name must be a text; got {name!r}")
+    if not isinstance(notes, Mapping) or not all(isinstance(text, str) for pair in notes.items() for text in pair):
+        raise TimelineError(f"a timeline's notes must be a dict of texts; got {notes!r}")
+    return count
+
+
 def check_events(events: Sequence[Event], n_ranks: int) -> None:
     """Refuse events that cannot be: ``TimelineError`` says which event, and what is wrong with it."""
     low, high, kinds = -math.inf, math.inf, _KINDS
@@ -83,7 +101,7 @@ def check_events(events: Sequence[Event], n_ranks: int) -> None:
             # One chain of comparisons: NaN fails every one of them.
             if not (
                 low < event.start <= event.end < high
-                and 0 <= event.rank < n_ranks
+                and 0 <= index(event.rank) < n_ranks
                 and event.kind in kinds
                 and event.nbytes >= 0
                 and (event.held_until is None or event.held_until >= event.start)

@@ -12,7 +12,7 @@ from ppkit.errors import TimelineError
 from ppkit.event import Event
 from ppkit.timeline import Timeline
 
-__all__ = ["from_json", "perfetto_trace", "to_json", "write_perfetto"]
+__all__ = ["from_json", "perfetto_trace", "to_json", "write", "write_perfetto"]
 
 FORMAT = "ppkit.timeline"
 VERSION = 1
@@ -32,7 +32,28 @@ def to_json(timeline: Timeline) -> str:
         "fields": _FIELDS,
         "events": [_row(event) for event in timeline.events],
     }
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or PyTorch as Python's."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TimelineError(f"an event holds {value!r}, which JSON cannot; give numbers and texts")
+
+
+def write(path: str | Path, text: str) -> Path:
+    """Write ``text`` to a file and return its path; ``TimelineError`` where that cannot be."""
+    try:
+        path = Path(path)
+        path.write_text(text, encoding="utf-8")
+    except (OSError, TypeError, ValueError) as error:
+        raise TimelineError(
+            f"cannot write to {str(path)!r}: {getattr(error, 'strerror', None) or error}; "
+            "give the path of a file in a folder that is there",
+            values={"path": str(path)},
+        ) from error
+    return path
 
 
 def from_json(text: str) -> Timeline:
@@ -46,6 +67,8 @@ def from_json(text: str) -> Timeline:
         return Timeline(events, document["source"], document["n_ranks"], document["name"], document["notes"])
     except KeyError as error:
         raise TimelineError(f"a timeline's JSON lacks {error}; it has {', '.join(document)}") from error
+    except TypeError as error:
+        raise TimelineError(f"a timeline's JSON holds something else than to_json() writes: {error}") from error
 
 
 def _document(text: str) -> dict[str, Any]:
@@ -74,9 +97,7 @@ def _event(names: tuple[str, ...], row: list[Any], number: int) -> Event:
 
 def write_perfetto(timeline: Timeline, path: str | Path) -> Path:
     """Write the Chrome trace JSON that https://ui.perfetto.dev and chrome://tracing open."""
-    path = Path(path)
-    path.write_text(json.dumps(perfetto_trace(timeline), separators=(",", ":")), encoding="utf-8")
-    return path
+    return write(path, json.dumps(perfetto_trace(timeline), separators=(",", ":"), default=_plain))
 
 
 def perfetto_trace(timeline: Timeline) -> dict[str, Any]:

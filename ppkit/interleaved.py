@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ppkit.schedule import Action, Op, Schedule, check_count
+from ppkit.schedule import Action, Op, Schedule, check_count, check_size
 
 __all__ = ["interleaved_1f1b"]
 
@@ -42,6 +42,7 @@ def interleaved_1f1b(n_ranks: int, n_microbatches: int, n_chunks: int) -> Schedu
     """
     p, m = check_count("n_ranks", n_ranks), check_count("n_microbatches", n_microbatches)
     v = check_count("n_chunks", n_chunks)
+    check_size(n_ranks=p, n_microbatches=m, n_chunks=v)
     rounds = _rounds(p, m)
     # Every rank goes through the same chunks and micro-batches in the same order.
     turns = [(chunk, i) for part in rounds for chunk in range(v) for i in part]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from math import prod
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ppkit.clock import unit_rules, walk
 from ppkit.errors import ScheduleError
 from ppkit.grid import Row, draw
 
-__all__ = ["Action", "Op", "Schedule", "check_count"]
+__all__ = ["Action", "Op", "Schedule", "check_count", "check_size"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +46,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for count in ("n_ranks", "n_stages", "n_microbatches"):
             object.__setattr__(self, count, check_count(count, getattr(self, count)))
+        if not isinstance(self.name, str):
+            raise ScheduleError(f"the name of a schedule must be a text; got {self.name!r}", values={"name": self.name})
+        check_size(n_stages=self.n_stages)
         object.__setattr__(self, "actions", _rows(self.actions, self.n_ranks))
         object.__setattr__(self, "stage_to_rank", _ranks(self.stage_to_rank, self.n_stages, self.n_ranks))
 
@@ -183,13 +187,36 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     return int(count)
 
 
+# Stages times micro-batches, about 1 GB of actions: more is a mistake, and would take the machine's memory first.
+_MOST = 4_000_000
+
+
+def check_size(**counts: int) -> None:
+    """Raise ScheduleError where a schedule of so many stages, micro-batches, chunks could not be held in memory."""
+    if prod(counts.values()) > _MOST:
+        given = ", ".join(f"{name}={count}" for name, count in counts.items())
+        raise ScheduleError(
+            f"{given}: a schedule has at most {_MOST:,} stages times micro-batches; give smaller counts",
+            values=counts,
+        )
+
+
 def _plural(what: str) -> str:
     return "es" if what.endswith("ch") else "s"
 
 
-def _rows(rows: Sequence[Any], n_ranks: int) -> tuple[tuple[Action, ...], ...]:
-    if isinstance(rows, str) or not isinstance(rows, Sequence) or len(rows) != n_ranks:
-        got = f"{len(rows)} rows" if isinstance(rows, (list, tuple)) else repr(rows)
+def _listed(value: Any) -> list[Any] | None:
+    """What ``value`` holds in an order, be it a list, an array or a generator; None if it is nothing like that."""
+    try:
+        return None if isinstance(value, (str, bytes, Mapping, Set)) else list(value)
+    except TypeError:
+        return None
+
+
+def _rows(given: Any, n_ranks: int) -> tuple[tuple[Action, ...], ...]:
+    rows = _listed(given)
+    if rows is None or len(rows) != n_ranks:
+        got = repr(given) if rows is None else f"{len(rows)} rows"
         raise ScheduleError(
             f"actions needs one row of actions for each of the {n_ranks} ranks; got {got}",
             values={"n_ranks": n_ranks},
@@ -200,8 +227,8 @@ def _rows(rows: Sequence[Any], n_ranks: int) -> tuple[tuple[Action, ...], ...]:
 def _row(rank: int, row: Any) -> tuple[Action, ...]:
     if type(row) is tuple and all(type(cell) is Action for cell in row):
         return row
-    cells = row.split() if isinstance(row, str) else row
-    if not isinstance(cells, Sequence):
+    cells = row.split() if isinstance(row, str) else _listed(row)
+    if cells is None:
         raise ScheduleError(f"the actions of rank {rank} must be a list; got {row!r}", rank=rank)
     actions = []
     for position, cell in enumerate(cells):
@@ -215,13 +242,17 @@ def _row(rank: int, row: Any) -> tuple[Action, ...]:
     return tuple(actions)
 
 
-def _ranks(ranks: Any, n_stages: int, n_ranks: int) -> tuple[int, ...]:
-    if isinstance(ranks, Sequence) and not len(ranks):
+def _ranks(given: Any, n_stages: int, n_ranks: int) -> tuple[int, ...]:
+    listed = _listed(given)
+    if listed == []:
         return tuple(stage % n_ranks for stage in range(n_stages))
-    good = isinstance(ranks, Sequence) and len(ranks) == n_stages
-    if not good or any(type(rank) is not int or not 0 <= rank < n_ranks for rank in ranks):
+    try:
+        ranks = tuple(-1 if isinstance(rank, bool) else index(rank) for rank in listed or ())
+    except TypeError:
+        ranks = ()
+    if len(ranks) != n_stages or not all(0 <= rank < n_ranks for rank in ranks):
         raise ScheduleError(
-            f"stage_to_rank needs a rank from 0 to {n_ranks - 1} for each of the {n_stages} stages; got {ranks!r}",
-            values={"stage_to_rank": ranks},
+            f"stage_to_rank needs a rank from 0 to {n_ranks - 1} for each of the {n_stages} stages; got {given!r}",
+            values={"stage_to_rank": given},
         )
-    return tuple(ranks)
+    return ranks

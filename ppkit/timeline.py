@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppkit.errors import TimelineError
-from ppkit.event import COMM_KINDS, COMPUTE_KINDS, Event, check_events
+from ppkit.event import COMM_KINDS, COMPUTE_KINDS, Event, check_events, check_fields
 from ppkit.metrics import busy_seconds, peak_in_flight
 from ppkit.units import duration, percent
 
@@ -51,11 +51,7 @@ class Timeline:
                 f"unknown source {self.source!r} of a timeline; it is one of {', '.join(map(repr, SOURCES))}",
                 values={"source": self.source},
             )
-        if not isinstance(self.n_ranks, int) or self.n_ranks < 1:
-            raise TimelineError(
-                f"a timeline has at least one rank; got n_ranks={self.n_ranks!r}",
-                values={"n_ranks": self.n_ranks},
-            )
+        object.__setattr__(self, "n_ranks", check_fields(self.n_ranks, self.events, self.name, self.notes))
         events = list(self.events)
         check_events(events, self.n_ranks)
         # Two stable sorts on plain numbers are quicker than one on pairs.

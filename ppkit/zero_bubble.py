@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppkit.schedule import Action, Op, Schedule, check_count
+from ppkit.schedule import Action, Op, Schedule, check_count, check_size
 
 __all__ = ["zero_bubble_h1", "zero_bubble_v"]
 
@@ -34,6 +34,7 @@ def zero_bubble_h1(n_stages: int, n_microbatches: int) -> Schedule:
         ScheduleError: a count is not a whole number of at least 1.
     """
     p, m = check_count("n_stages", n_stages), check_count("n_microbatches", n_microbatches)
+    check_size(n_stages=p, n_microbatches=m)
     rows = []
     for r in range(p):
         w = min(p - 1 - r, m)  # as in 1F1B
@@ -80,6 +81,7 @@ def zero_bubble_v(n_ranks: int, n_microbatches: int) -> Schedule:
         ScheduleError: a count is not a whole number of at least 1.
     """
     p, m = check_count("n_ranks", n_ranks), check_count("n_microbatches", n_microbatches)
+    check_size(n_stages=2 * p, n_microbatches=max(m, 2 * p - 1))  # what the pattern takes
     last = 2 * p - 1
     rows = tuple(_numbered(_v_pattern(p, r, max(m, last)), (r, last - r), m) for r in range(p))
     return Schedule("ZB-V", p, 2 * p, m, rows, tuple(min(stage, last - stage) for stage in range(2 * p)))

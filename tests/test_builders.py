@@ -146,3 +146,15 @@ def test_integers_of_other_libraries_are_counts() -> None:
     schedule = one_f_one_b(numpy.int64(2), numpy.int32(3))
     assert schedule == one_f_one_b(2, 3)
     assert type(schedule.n_stages) is int
+
+
+@pytest.mark.parametrize("build", [*BUILDERS, builders.zero_bubble_h1, builders.zero_bubble_v])
+@pytest.mark.parametrize("counts", [(1, 10**13), (10**30, 10**30)])
+def test_counts_too_large_for_memory_are_refused_at_once(build: Builder, counts: tuple[int, int]) -> None:
+    with pytest.raises(ScheduleError, match="at most 4,000,000 stages times micro-batches; give smaller counts"):
+        build(*counts)
+
+
+def test_too_many_chunks_are_refused_at_once() -> None:
+    with pytest.raises(ScheduleError, match="n_chunks=1000000000: a schedule has at most"):
+        builders.interleaved_1f1b(2, 2, 10**9)

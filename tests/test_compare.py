@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from random_schedules import random_costs, random_schedule
@@ -10,6 +11,7 @@ from random_schedules import random_costs, random_schedule
 from ppkit.builders import gpipe, one_f_one_b
 from ppkit.costs import Costs
 from ppkit.difference import Causes
+from ppkit.errors import TimelineError
 from ppkit.simulate import simulate
 from ppkit.timeline import Event, Timeline
 
@@ -144,3 +146,9 @@ def test_two_rows_a_rank() -> None:
     figure = found.gantt(critical=True)
     assert any(trace.name == "critical path" for trace in figure.data)
     assert len(found.gantt(by_rank=False).layout.annotations) == 1
+
+
+@pytest.mark.parametrize("other", [None, gpipe(2, 2), "measured"])
+def test_only_a_timeline_is_compared(other: Any) -> None:
+    with pytest.raises(TimelineError, match=r"compare\(\) takes a Timeline"):
+        simulate(gpipe(2, 2)).compare(other)

@@ -188,3 +188,17 @@ def test_all_reduces_of_many_small_buckets_are_not_hidden_under_their_edges() ->
     few, many = (Costs(n_replicas=2, parameter_bytes=1000, bandwidth=1000, bucket_bytes=n) for n in (500, 5))
     assert trace(figure_spec(simulate(schedule, few)), "collective")["marker"]["line"]["width"] == 1
     assert "line" not in trace(figure_spec(simulate(schedule, many)), "collective")["marker"]
+
+
+@pytest.mark.parametrize("height", [-5, 0, "big", float("nan"), float("inf")])
+def test_a_height_is_a_number_of_pixels(slow_middle: Timeline, height: Any) -> None:
+    with pytest.raises(TimelineError, match="a number of pixels, 10 or more"):
+        gantt(slow_middle, height=height)
+
+
+def test_texts_and_widths_of_another_kind(slow_middle: Timeline) -> None:
+    with pytest.raises(TimelineError, match=r"gantt\(title=5\): it is a text"):
+        gantt(slow_middle, title=5)  # type: ignore[arg-type]
+    for width in ("wide", 80.5, float("nan")):
+        with pytest.raises(TimelineError, match="whole number of characters"):
+            slow_middle.to_text(width)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from ppkit.errors import TimelineError
@@ -135,3 +136,24 @@ class TestHtml:
         assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
         assert wrong == []
         assert marks == 2 + 7  # the idle row of each rank, and each event
+
+
+def test_numbers_of_numpy_are_written() -> None:
+    event = Event(numpy.int64(0), "F", numpy.float32(0), numpy.float64(1), microbatch=numpy.int64(3))
+    timeline = Timeline((event,), "measured", numpy.int64(1))
+    assert Timeline.from_json(timeline.to_json()) == timeline
+
+
+@pytest.mark.parametrize("name", ["missing/file", ".", "a\0b", None])
+@pytest.mark.parametrize("write", [Timeline.to_html, Timeline.to_perfetto])
+def test_a_file_that_cannot_be_written(write: Any, name: Any, tmp_path: Path) -> None:
+    timeline = Timeline((Event(0, "F", 0, 1),), "measured", 1)
+    with pytest.raises(TimelineError, match=r"cannot write to .* give the path of a file in a folder that is there"):
+        write(timeline, name and tmp_path / name)
+
+
+@pytest.mark.parametrize(("key", "value"), [("events", 5), ("fields", 5), ("notes", 5), ("name", 5), ("n_ranks", "1")])
+def test_json_with_values_of_another_kind(key: str, value: Any) -> None:
+    document = json.loads(Timeline((Event(0, "F", 0, 1),), "measured", 1).to_json()) | {key: value}
+    with pytest.raises(TimelineError):
+        Timeline.from_json(json.dumps(document))

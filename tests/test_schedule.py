@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -415,3 +416,40 @@ def test_core_loads_nothing_heavy() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# What learners hand over that is no list and no int
+
+
+@pytest.mark.parametrize("wrap", [tuple, iter, numpy.array], ids=["tuple", "generator", "array"])
+def test_rows_in_other_containers(wrap: Any) -> None:
+    expected = Schedule("mine", 2, 2, 1, ["0F0 0B0", "1F0 1B0"])
+    made = Schedule("mine", 2, 2, 1, wrap([wrap(["0F0", "0B0"]), wrap(["1F0", "1B0"])]), wrap([0, 1]))
+    assert made == expected
+    assert type(made.stage_to_rank[1]) is int
+
+
+def test_numbers_of_numpy_in_an_action() -> None:
+    for action in (Action(numpy.int64(2), Op.F, numpy.int32(1)), Action(2, Op.F, numpy.int64(1))):
+        assert action == Action(2, Op.F, 1)
+        assert str(action) == "2F1"
+        assert type(action.microbatch) is int
+    assert Action(numpy.int64(2), Op.REDUCE) == Action(2, Op.REDUCE)
+
+
+@pytest.mark.parametrize("row", [{"0F0", "0B0"}, {"0F0": 1, "0B0": 2}, 5, numpy.array(5)])
+def test_what_has_no_order_is_no_row(row: Any) -> None:
+    with pytest.raises(ScheduleError, match="actions of rank 0 must be a list"):
+        Schedule("mine", 1, 1, 1, [row])
+
+
+def test_counts_too_large_for_memory_are_refused_at_once() -> None:
+    with pytest.raises(ScheduleError, match="at most 4,000,000 stages times micro-batches"):
+        Schedule("mine", 1, 10**12, 1, ["0F0 0B0"])
+    with pytest.raises(ScheduleError, match="is no action"):
+        Action.parse("9" * 5000 + "F0")
+
+
+def test_a_name_is_text() -> None:
+    with pytest.raises(ScheduleError, match="name of a schedule must be a text; got 5"):
+        Schedule(5, 1, 1, 1, ["0F0 0B0"])  # type: ignore[arg-type]

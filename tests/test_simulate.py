@@ -369,3 +369,9 @@ def test_numbers_of_other_libraries() -> None:
     assert costs == Costs(1.5, (1.0, 2.0), latency=0.5)
     assert type(simulate(gpipe(2, 2), costs).makespan) is float
     assert Costs(activation_bytes=1e6).nbytes(2) == (1000000, 1000000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [{0: 1.0, 1: 2.0}, {1.0, 2.0}, 10**400], ids=["dict", "set", "too large"])
+def test_costs_without_an_order_or_beyond_a_float(value: Any) -> None:
+    with pytest.raises(CostsError, match="forward must be a finite number of at least 0"):
+        Costs(forward=value)

@@ -333,3 +333,25 @@ class TestCompare:
     def test_occurrences_keep_steps_apart(self) -> None:
         steps = timeline(*(Event(0, "F", t, t + 1, 0, 0) for t in (0, 2, 4)))
         assert [row.occurrence for row in steps.compare(steps).rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"events": None}, "events must be a list of Event; got None"),
+        ({"name": 5}, "name must be a text; got 5"),
+        ({"notes": None}, "notes must be a dict of texts; got None"),
+        ({"notes": {"emulation": 3}}, "notes must be a dict of texts"),
+        ({"n_ranks": 2.0}, "at least one rank; got n_ranks=2.0"),
+        ({"events": [Event(0.5, "F", 0, 1)]}, "ranks are integers"),  # type: ignore[arg-type]
+    ],
+)
+def test_parts_of_another_kind(change: dict[str, object], says: str) -> None:
+    parts: dict[str, object] = {"events": (), "source": "measured", "n_ranks": 1} | change
+    with pytest.raises(TimelineError, match=says):
+        Timeline(**parts)  # type: ignore[arg-type]
+
+
+def test_a_step_is_a_whole_number() -> None:
+    with pytest.raises(TimelineError, match="whole number, the first step is 0"):
+        Timeline((), "measured", 1).step("last")  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from ppkit.draw.labels import Labels, choose_labels
 from ppkit.draw.layout import layout
 from ppkit.draw.look import Look, check
 from ppkit.errors import PpkitError
+from ppkit.exports import write
 from ppkit.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ def write_html(timeline: Timeline, path: str | Path) -> Path:
         div_id="ppkit-gantt",
         config={"displaylogo": False, "responsive": True},
     )
-    path = Path(path)
-    path.write_text(html.replace("<head>", f"<head><title>{escape(timeline.title)}</title>", 1), encoding="utf-8")
-    return path
+    return write(path, html.replace("<head>", f"<head><title>{escape(timeline.title)}</title>", 1))
 
 
 def figure_spec(*timelines: Timeline, **options: Any) -> Spec:

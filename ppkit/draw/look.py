@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from ppkit.errors import TimelineError
 from ppkit.timeline import Timeline
@@ -35,6 +37,11 @@ def check(timelines: Sequence[object], look: Look) -> None:
     for position, value in enumerate(timelines, 1):
         if not isinstance(value, Timeline):
             raise TimelineError(f"argument {position} of gantt() is {_described(value)}")
+    if look.title is not None and not isinstance(look.title, str):
+        raise TimelineError(f"gantt(title={look.title!r}): it is a text", values={"title": look.title})
+    height: Any = look.height
+    if height is not None and not (isinstance(height, Real) and 10 <= float(height) < math.inf):
+        raise TimelineError(f"gantt(height={height!r}): a number of pixels, 10 or more", values={"height": height})
     for name in ("labels", "messages"):
         value = getattr(look, name)
         if value not in (True, False, "auto"):

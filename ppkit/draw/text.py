@@ -33,6 +33,8 @@ def to_text(timeline: Timeline, width: int = 100) -> str:
         TimelineError: the width leaves no room for a picture.
     """
     margin = max(len(f"{_rank(timeline, rank)} |") for rank in range(timeline.n_ranks))
+    if not isinstance(width, int):
+        raise TimelineError(f"to_text(width={width!r}): it is a whole number of characters", values={"width": width})
     if width < margin + 20:
         raise TimelineError(f"to_text(width={width}) is too narrow; it takes {margin + 20} characters or more")
     communication, left_out = style.shown_communication([timeline])
