@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from operator import index
-from typing import Any
 
 from ppkit.errors import ScheduleError
+from ppkit.values import whole
 
 __all__ = ["Action", "Op"]
 
@@ -65,14 +64,6 @@ _TEXT = re.compile(r"(\d{1,18})([A-Za-z_]+?)(\d{0,18})", re.ASCII)
 _ALLOWED = f"stage, operation, micro-batch, such as 2F0; the operations are {', '.join(op.value for op in Op)}"
 
 
-def _plain(number: Any) -> Any:
-    """NumPy's whole number as Python's; anything else as it is."""
-    try:
-        return number if isinstance(number, bool) else index(number)
-    except TypeError:
-        return number
-
-
 @dataclass(frozen=True, slots=True)
 class Action:
     """One operation on one stage and one micro-batch; its text is ``"2F0"``: stage 2, forward, micro-batch 0.
@@ -98,12 +89,12 @@ class Action:
                 f"REDUCE concerns all micro-batches: leave out micro-batch {microbatch}",
                 values={"microbatch": microbatch},
             )
-        plain = _plain(stage), _plain(microbatch)
-        if (type(plain[0]), type(plain[1])) != (type(stage), type(microbatch)):
-            object.__setattr__(self, "stage", plain[0])
-            object.__setattr__(self, "microbatch", plain[1])
-            self.__post_init__()
-        elif self.op is not Op.REDUCE or type(stage) is not int or stage < 0 or microbatch is not None:
+        for name, given in (("stage", stage), ("microbatch", microbatch)):
+            if type(given) is not int and (number := whole(given)) is not None:  # NumPy's
+                object.__setattr__(self, name, number)
+                self.__post_init__()
+                return
+        if self.op is not Op.REDUCE or type(stage) is not int or stage < 0 or microbatch is not None:
             raise ScheduleError(
                 f"stage {stage!r} and micro-batch {microbatch!r} of {self.op.value} must be whole numbers from 0 up",
                 values={"stage": stage, "microbatch": microbatch},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from ppkit.errors import CostsError
 from ppkit.schedule import Op, Schedule, check_count
+from ppkit.values import listed, real
 
 __all__ = ["Costs", "PerStage", "Reduction"]
 
@@ -230,18 +231,13 @@ _LEFT_OUT = {"gradient_bytes": "parameter_bytes", "leftover_bytes": "stored_byte
 
 
 def _per_stage(name: str, value: Any) -> float | tuple[float, ...]:
-    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, Set))
-    if several and getattr(value, "shape", None) != ():
-        return tuple(_number(name, item, value) for item in value)
-    return _number(name, value, value)
+    several = listed(value)
+    return _number(name, value, value) if several is None else tuple(_number(name, item, value) for item in several)
 
 
 def _number(name: str, item: Any, value: Any) -> float:
     """``item``, one of ``value``, as a float; CostsError if it cannot be a duration or a size."""
-    try:
-        number = math.nan if isinstance(item, (str, bytes, bool)) else float(item)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = real(item)
     counts = name.endswith("_bytes") or name == "n_replicas"
     if not (0 <= number < math.inf and (not counts or number.is_integer())):
         what = "whole number" if counts else "finite number"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ppkit.errors import LaunchError
 from ppkit.units import duration
+from ppkit.values import listed, real
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Link:
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        _check_seconds("latency", self.latency)
-        if self.bandwidth is not None and not (_is_number(self.bandwidth) and self.bandwidth > 0):
+        object.__setattr__(self, "latency", _seconds("latency", self.latency))
+        if self.bandwidth is None:
+            return
+        if not 0 < real(self.bandwidth) < math.inf:
             raise LaunchError(
                 f"Link(bandwidth={self.bandwidth!r}): bandwidth is bytes a second, a number above 0, or None",
                 values={"bandwidth": self.bandwidth},
             )
+        object.__setattr__(self, "bandwidth", real(self.bandwidth))
 
     def seconds(self, nbytes: float, hops: int = 1) -> float:
         """Return how long `nbytes` take over `hops` such links, one behind the other, sent in pieces."""
@@ -84,12 +88,12 @@ class Emulation:
     def __post_init__(self) -> None:
         for name in ("forward", "backward", "input_grad", "weight_grad", "optimizer"):
             value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                for seconds in value:
-                    _check_seconds(name, seconds)
-                object.__setattr__(self, name, tuple(value))
-            elif value is not None:
-                _check_seconds(name, value)
+            several = listed(value)
+            if several == []:
+                raise LaunchError(f"Emulation({name}=[]): give one number, or one for each stage", values={name: value})
+            if value is not None:
+                plain = _seconds(name, value) if several is None else tuple(_seconds(name, item) for item in several)
+                object.__setattr__(self, name, plain)
         if not isinstance(self.link, Link):
             raise LaunchError(f"Emulation(link={self.link!r}): link is a ppkit.Link", values={"link": self.link})
 
@@ -142,10 +146,7 @@ def _durations(value: float | Sequence[float]) -> str:
     return "/".join(map(duration, value)) if isinstance(value, Sequence) else duration(value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if not (_is_number(value) and value >= 0):  # type: ignore[operator]  # a number, by the first half
+def _seconds(name: str, value: object) -> float:
+    if not 0 <= real(value) < math.inf:
         raise LaunchError(f"{name}={value!r}: a duration is a number of seconds, 0 or more", values={name: value})
+    return real(value)

@@ -8,6 +8,7 @@ from operator import index
 from typing import Any, NamedTuple
 
 from ppkit.errors import TimelineError
+from ppkit.values import whole
 
 __all__ = ["COMM_KINDS", "COMPUTE_KINDS", "Event", "check_events", "check_fields"]
 
@@ -77,11 +78,8 @@ class Event(NamedTuple):
 
 def check_fields(n_ranks: Any, events: Any, name: Any, notes: Any) -> int:
     """The number of ranks as an int; TimelineError where a part of a timeline is of another kind than it says."""
-    try:
-        count = index(n_ranks)
-    except TypeError:
-        count = 0
-    if count < 1:
+    count = whole(n_ranks)
+    if count is None or count < 1:
         raise TimelineError(f"a timeline has at least one rank; got n_ranks={n_ranks!r}", values={"n_ranks": n_ranks})
     if not isinstance(events, Iterable):
         raise TimelineError(f"a timeline's events must be a list of Event; got {events!r}")

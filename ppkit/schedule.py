@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ppkit.action import Action, Op
 from ppkit.clock import unit_rules, walk
 from ppkit.errors import ScheduleError
 from ppkit.grid import Row, draw
+from ppkit.values import listed, whole
 
 __all__ = ["Action", "Op", "Schedule", "check_count", "check_size"]
 
@@ -178,13 +178,10 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     Raises:
         ScheduleError: it is not; the message names the parameter and says what is allowed.
     """
-    try:
-        count = least - 1 if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
-    except TypeError:
-        count = least - 1
-    if count < least:
+    count = whole(value)
+    if count is None or count < least:
         raise ScheduleError(f"{name} must be a whole number, {least} or more; got {value!r}", values={name: value})
-    return int(count)
+    return count
 
 
 # Stages times micro-batches, about 1 GB of actions: more is a mistake, and would take the machine's memory first.
@@ -205,16 +202,8 @@ def _plural(what: str) -> str:
     return "es" if what.endswith("ch") else "s"
 
 
-def _listed(value: Any) -> list[Any] | None:
-    """What ``value`` holds in an order, be it a list, an array or a generator; None if it is nothing like that."""
-    try:
-        return None if isinstance(value, (str, bytes, Mapping, Set)) else list(value)
-    except TypeError:
-        return None
-
-
 def _rows(given: Any, n_ranks: int) -> tuple[tuple[Action, ...], ...]:
-    rows = _listed(given)
+    rows = listed(given)
     if rows is None or len(rows) != n_ranks:
         got = repr(given) if rows is None else f"{len(rows)} rows"
         raise ScheduleError(
@@ -227,7 +216,7 @@ def _rows(given: Any, n_ranks: int) -> tuple[tuple[Action, ...], ...]:
 def _row(rank: int, row: Any) -> tuple[Action, ...]:
     if type(row) is tuple and all(type(cell) is Action for cell in row):
         return row
-    cells = row.split() if isinstance(row, str) else _listed(row)
+    cells = row.split() if isinstance(row, str) else listed(row)
     if cells is None:
         raise ScheduleError(f"the actions of rank {rank} must be a list; got {row!r}", rank=rank)
     actions = []
@@ -243,16 +232,13 @@ def _row(rank: int, row: Any) -> tuple[Action, ...]:
 
 
 def _ranks(given: Any, n_stages: int, n_ranks: int) -> tuple[int, ...]:
-    listed = _listed(given)
-    if listed == []:
+    ranks = listed(given)
+    if ranks == []:
         return tuple(stage % n_ranks for stage in range(n_stages))
-    try:
-        ranks = tuple(-1 if isinstance(rank, bool) else index(rank) for rank in listed or ())
-    except TypeError:
-        ranks = ()
-    if len(ranks) != n_stages or not all(0 <= rank < n_ranks for rank in ranks):
+    found = tuple(rank for rank in map(whole, ranks or ()) if rank is not None and 0 <= rank < n_ranks)
+    if ranks is None or not len(ranks) == len(found) == n_stages:
         raise ScheduleError(
             f"stage_to_rank needs a rank from 0 to {n_ranks - 1} for each of the {n_stages} stages; got {given!r}",
             values={"stage_to_rank": given},
         )
-    return ranks
+    return found

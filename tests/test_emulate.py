@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -203,3 +205,24 @@ def test_too_few_durations_for_the_ranks() -> None:
 def test_what_is_no_emulation() -> None:
     with pytest.raises(LaunchError, match=r"a ppkit\.Emulation, or None"):
         launch(_train, emulate=0.1)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_torch_as_durations() -> None:
+    emulation = Emulation(forward=numpy.array([0.01, 0.02]), backward=numpy.float32(0.5), optimizer=torch.tensor(0.25))
+    assert emulation.forward == (0.01, 0.02)
+    assert (type(emulation.backward), emulation.backward, emulation.optimizer) == (float, 0.5, 0.25)
+    assert Link(latency=numpy.float32(0.5), bandwidth=numpy.int64(8)) == Link(0.5, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Emulation(forward=[]), "give one number, or one for each stage"),
+        (lambda: Emulation(forward=10**400), "a duration is a number of seconds"),
+        (lambda: Emulation(forward={0: 0.1}), "a duration is a number of seconds"),
+        (lambda: Link(bandwidth=10**400), "bandwidth is bytes a second"),
+    ],
+)
+def test_durations_that_no_device_has(make: Any, says: str) -> None:
+    with pytest.raises(LaunchError, match=says):
+        make()

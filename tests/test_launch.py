@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +24,7 @@ from processes import busy, descendants, names
 import ppkit
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, Interrupted, LaunchError, RankError
-from ppkit.launch import devices, launch
+from ppkit.launch import Ranks, devices, launch
 from ppkit.launch.devices import place
 
 pytestmark = pytest.mark.ranks
@@ -771,3 +773,35 @@ def test_a_rank_that_holds_pythons_lock_is_looked_into() -> None:
     assert "rank 0: waits in recv(from rank 1" in caught.value.message
     assert "rank 1: is in C code, which has not let Python go on, at " in caught.value.message
     assert "in hold: ctypes.PyDLL(None).usleep(60_000_000)" in caught.value.message
+
+
+def test_numbers_of_numpy_as_options() -> None:
+    run = launch(
+        dist.get_rank,
+        n_ranks=numpy.int64(3),
+        timeout=numpy.float32(30),
+        threads=numpy.int64(1),
+        seed=numpy.int64(2),
+        show=False,
+    )
+    assert run.results == (0, 1, 2)
+    assert type(run.n_ranks) is int
+
+
+@pytest.mark.parametrize("seed", ["a", None, 1.5, True, 10**30])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(LaunchError, match="a whole number of at most 63 bits"):
+        launch(dist.get_rank, seed=seed)
+    with pytest.raises(LaunchError, match="a whole number of at most 63 bits"):
+        Ranks(2, seed=seed)
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(LaunchError, match="has been deleted; go to another one"):
+        launch(dist.get_rank)
+    monkeypatch.chdir(tmp_path)
+    assert launch(dist.get_rank, show=False).results == (0, 1)

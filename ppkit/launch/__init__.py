@@ -87,7 +87,7 @@ def launch(
         from ppkit.launch.cluster import Engines
 
         engines = Engines(cluster, n_ranks, device, emulate, threads)
-    check_options(timeout, threads)
+    check_options(timeout, threads, seed)
     check_emulation(emulate, n_ranks)
     placement = place(device, n_ranks) if engines is None else engines.placement
     call, sources = pack_checked(fn, args, n_ranks)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ppkit.errors import LaunchError
 from ppkit.launch.server import MAX_RANKS
+from ppkit.values import whole
 
 DEVICES = ("auto", "cpu", "cuda")
 _RANK_BYTES = 150 * 2**20  # what a forked rank adds: its own pages, gloo's buffers, a small model
@@ -70,10 +71,11 @@ def check_n_ranks(n_ranks: object) -> int:
     Raises:
         LaunchError: if it is no whole number, or below 1, or above what one launch can start.
     """
-    if not isinstance(n_ranks, int) or isinstance(n_ranks, bool) or not 1 <= n_ranks <= MAX_RANKS:
+    given, n_ranks = n_ranks, whole(n_ranks)
+    if n_ranks is None or not 1 <= n_ranks <= MAX_RANKS:
         raise LaunchError(
-            f"n_ranks={n_ranks!r}: the number of ranks is a whole number from 1 to {MAX_RANKS}",
-            values={"n_ranks": n_ranks},
+            f"n_ranks={given!r}: the number of ranks is a whole number from 1 to {MAX_RANKS}",
+            values={"n_ranks": given},
         )
     cores = usable_cores()
     if n_ranks > max(16, 4 * cores):

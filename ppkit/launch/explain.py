@@ -77,7 +77,8 @@ def _mismatch_of(error: dict[str, Any]) -> MismatchError:
 def timeout(logs: Sequence[RankLog], seconds: float) -> RankError:
     """Return the error of a run that took longer than it may."""
     working = [rank for rank, log in enumerate(logs) if not log.over]
-    text = f"The run was ended after its time limit of {seconds:g} s; not finished: {_ranks(working)}.\n{_table(logs)}"
+    rest = f"not finished: {_ranks(working)}" if working else "its ranks had just returned"
+    text = f"The run was ended after its time limit of {seconds:g} s; {rest}.\n{_table(logs)}"
     return RankError(text, rank=working[0] if working else None, kind="timeout", values={"timeout": seconds})
 
 

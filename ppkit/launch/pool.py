@@ -69,7 +69,7 @@ class Ranks:
         show: bool = True,
     ) -> None:
         self._n_ranks = check_n_ranks(n_ranks)
-        check_options(timeout, threads)
+        check_options(timeout, threads, seed)
         self._placement = place(device, self._n_ranks)
         self._timeout = timeout
         self._observe = observe

@@ -25,6 +25,7 @@ from ppkit.launch.run import Run, merge
 from ppkit.launch.starter import Team
 from ppkit.launch.watch import Watcher
 from ppkit.timeline import Timeline
+from ppkit.values import real, whole
 
 one_at_a_time = threading.RLock()  # whoever holds it may talk to the starter
 
@@ -47,18 +48,27 @@ def make_plan(
         n_ranks=n_ranks,
         backend=placement.backend,
         devices=placement.gpus,
-        threads=threads or (1 if emulate else max(1, usable_cores() // n_ranks)),
-        seed=seed,
+        threads=int(threads) if threads else (1 if emulate else max(1, usable_cores() // n_ranks)),
+        seed=int(seed),
         returns=returns,
         observe=observe,
         emulation=emulate,
         environment=dict(os.environ),
-        directory=os.getcwd(),
+        directory=_directory(),
         path=tuple(sys.path),
         sources=sources,
         store=str(store),
         kept=kept,
     )
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise LaunchError(
+            "the folder in which this notebook or program runs has been deleted; go to another one: os.chdir(folder)"
+        ) from None
 
 
 def write_run(run_dir: Path, plan: Plan, call: bytes) -> None:
@@ -158,11 +168,14 @@ def check_call(fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     _check_arguments(fn, args)
 
 
-def check_options(timeout: object, threads: object) -> None:
-    """Refuse a time limit or a number of threads that cannot be."""
-    if timeout is not None and not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
+def check_options(timeout: object, threads: object, seed: object = 0) -> None:
+    """Refuse a time limit, a number of threads or a seed that cannot be."""
+    number = whole(seed)
+    if number is None or not -(2**63) <= number < 2**63:
+        raise LaunchError(f"seed={seed!r}: a whole number of at most 63 bits, such as 0", values={"seed": seed})
+    if timeout is not None and not 0 < real(timeout) < math.inf:
         raise LaunchError(f"timeout={timeout!r}: a number of seconds above 0, or None", values={"timeout": timeout})
-    if threads is not None and not (isinstance(threads, int) and threads > 0):
+    if threads is not None and (whole(threads) or 0) < 1:
         raise LaunchError(f"threads={threads!r}: a whole number above 0, or None", values={"threads": threads})
 
 
