@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ppkit.builders import one_f_one_b
 from ppkit.layers import ModelError
 from ppkit.partition import check_stages, equal_sizes, partition, stage_sums
-from ppkit.profiling import Layer, profile
+from ppkit.profiling import Layer, layers_of, profile
 from ppkit.simulate import Costs, simulate
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
@@ -129,9 +129,11 @@ def balance(
     if by not in _BY:
         raise ModelError(f'balance: by is {by!r}; use "time" or "memory"', values={"by": by})
     for name, count in (("n_in_flight", n_in_flight), ("copies", copies)):
-        if count < 1:
-            raise ModelError(f"balance: {name} is {count}; it must be at least 1", values={name: count})
-    layers = list(model)
+        if not isinstance(count, int) or count < 1:
+            raise ModelError(
+                f"balance: {name} is {count!r}; it must be a whole number of at least 1", values={name: count}
+            )
+    layers = layers_of(model)
     check_stages(n_stages, len(layers))  # before the measurement, which takes a while
     measured = profile(layers, sample, repeats=repeats)
     costs = [layer.seconds if by == "time" else layer.memory(n_in_flight, copies) for layer in measured]

@@ -68,7 +68,8 @@ class Bucket:
             if parameter.grad is None or not weight:
                 part.zero_()  # of a shard without rows too: 0 times its NaN would be NaN
             else:
-                torch.mul(parameter.grad, weight, out=part)  # the gradient may be this part, as the last step left it
+                grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad  # of an nn.Embedding
+                torch.mul(grad, weight, out=part)  # the gradient may be this part, as the last step left it
         return flat
 
     def unpack(self, left_out: Collection[nn.Parameter] = ()) -> None:

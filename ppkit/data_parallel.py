@@ -34,7 +34,7 @@ class ReplicaError(PpkitError, RuntimeError):
 
 
 def check_same_model(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Compare the names, shapes and types of the parameters and buffers of all replicas.
+    """Compare the names, shapes and types of the parameters and buffers of all replicas, and which are trained.
 
     Without it, a difference would end in an abort of the whole process, or in silently wrong numbers.
 
@@ -45,7 +45,8 @@ def check_same_model(module: nn.Module, group: dist.ProcessGroup | None = None) 
     Raises:
         ReplicaError: on every rank, and naming the first difference.
     """
-    mine = [(name, tuple(t.shape), str(t.dtype)) for name, t in (*module.named_parameters(), *module.named_buffers())]
+    named = (*module.named_parameters(), *module.named_buffers())
+    mine = [(name, tuple(t.shape), str(t.dtype), " frozen" * _is_frozen(t)) for name, t in named]
     theirs: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(theirs, mine, group=group)
     for rank, other in enumerate(theirs):
@@ -58,11 +59,15 @@ def check_same_model(module: nn.Module, group: dist.ProcessGroup | None = None) 
                 )
 
 
-def _described(entry: tuple[str, tuple[int, ...], str] | None) -> str:
+def _is_frozen(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def _described(entry: tuple[str, tuple[int, ...], str, str] | None) -> str:
     if entry is None:
         return "nothing more"
-    name, shape, dtype = entry
-    return f"{name!r} of shape {list(shape)}, {dtype.removeprefix('torch.')}"
+    name, shape, dtype, frozen = entry
+    return f"{name!r} of shape {list(shape)}, {dtype.removeprefix('torch.')}{frozen and ',' + frozen}"
 
 
 def broadcast_module(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -172,10 +177,14 @@ class GradientReducer:
             n_rows: rows of this replica's shard, over all micro-batches of the step.
         """
         parameter = self.buckets[0].parameters[0]
-        total = torch.tensor([float(n_rows)], dtype=torch.float64, device=parameter.device)
+        known = isinstance(n_rows, int) and n_rows >= 0
+        total = torch.tensor([float(n_rows) if known else 0.0], dtype=torch.float64, device=parameter.device)
         dist.all_reduce(total, group=self._group)
-        if n_rows < 0 or not total.item():
-            raise ReplicaError(f"weigh({n_rows}): rows of a shard, not all of them 0", values={"n_rows": n_rows})
+        if not known or not total.item():
+            raise ReplicaError(
+                f"weigh({n_rows!r}): how many rows this shard has, and those of all shards are not 0",
+                values={"n_rows": n_rows},
+            )
         self._weight = n_rows / total.item()
 
     def reduce(self) -> None:
@@ -238,7 +247,8 @@ class GradientReducer:
                 f"the backward gave no gradient to {', '.join(unused)}: the loss does not depend on "
                 f"{'it' if len(unused) == 1 else 'them'} here, and other replicas would wait for ever. Use every "
                 "parameter in every step, freeze those that you don't train, or let unused ones be found "
-                "(find_unused_parameters=True).",
+                "(find_unused_parameters=True). A checkpoint must have use_reentrant=False: another kind runs a "
+                "backward inside the backward.",
                 values={"unused": tuple(unused)},
             )
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ppkit.buckets import BUCKET_BYTES
+from ppkit.data_parallel import broadcast_module, check_same_model
 from ppkit.mesh import DP, PP, Mesh, MeshError
 from ppkit.runtime import Pipeline, StepResult
 from ppkit.schedule import Op, Schedule
@@ -41,6 +42,7 @@ class Hybrid:
 
     Raises:
         MeshError: the ranks do not fill the mesh, or the schedule reduces some stages only.
+        ReplicaError: the replicas are not the same model.
         PipelineError, ScheduleError: as for `Pipeline`.
     """
 
@@ -64,8 +66,7 @@ class Hybrid:
         self._modules = dict(modules) if isinstance(modules, Mapping) else dict(zip(mine, modules, strict=False))
         self._shared = shared or {}
         self._has_last = schedule.n_stages - 1 in mine
-        for module in self._modules.values():
-            self._same_start(module)
+        self._same_start(nn.ModuleDict({f"stage {stage}": module for stage, module in self._modules.items()}))
         self._pipeline = Pipeline(
             schedule,
             modules,
@@ -145,9 +146,9 @@ class Hybrid:
     def _reduce(self, stage: int, module: nn.Module) -> StageReducer | None:
         return self._reducers[stage].reduce() if stage in self._reducers else None
 
-    def _same_start(self, module: nn.Module) -> None:
-        for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.detach(), group=self.mesh.group(DP), group_src=0)
+    def _same_start(self, stages: nn.Module) -> None:
+        check_same_model(stages, self.mesh.group(DP))
+        broadcast_module(stages, self.mesh.group(DP))
 
     def _device_of(self) -> torch.device:
         return next((w.device for module in self._modules.values() for w in module.parameters()), torch.device("cpu"))

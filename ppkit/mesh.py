@@ -103,11 +103,13 @@ class Mesh:
         """The same mesh with its groups; every rank must call it.
 
         Raises:
-            MeshError: the number of ranks is another one.
+            MeshError: the number of ranks is another one, or there are no ranks yet.
         """
         import torch.distributed as dist
         from torch.distributed.device_mesh import init_device_mesh
 
+        if not dist.is_initialized():
+            raise MeshError(f"{self!r}.on_ranks(): this process is no rank; call it in a function that launch() starts")
         world = dist.get_world_size()
         if world != self.n_ranks:
             raise MeshError(
@@ -174,7 +176,7 @@ def by_replica(timeline: Timeline, n_replicas: int) -> Timeline:
     Raises:
         MeshError: the ranks cannot be divided among so many replicas.
     """
-    if n_replicas < 1 or timeline.n_ranks % n_replicas:
+    if not isinstance(n_replicas, int) or n_replicas < 1 or timeline.n_ranks % n_replicas:
         raise MeshError(
             f"{timeline.n_ranks} ranks cannot be divided among {n_replicas} replicas",
             values={"n_ranks": timeline.n_ranks, "n_replicas": n_replicas},

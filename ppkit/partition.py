@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from numbers import Real
+from typing import Any
 
 from ppkit.errors import CostsError
 
@@ -32,10 +34,11 @@ def partition(costs: Sequence[float], n_stages: int) -> list[int]:
     Raises:
         CostsError: a cost is negative or not finite, or there are fewer layers than stages.
     """
-    costs = [float(cost) for cost in costs]
-    for layer, cost in enumerate(costs):
-        if not (math.isfinite(cost) and cost >= 0):
-            raise CostsError(f"partition: layer {layer} costs {cost}; a cost is a finite number of at least 0")
+    given: list[Any] = list(costs)
+    for layer, cost in enumerate(given):
+        if not (isinstance(cost, Real) and 0 <= float(cost) < math.inf):
+            raise CostsError(f"partition: layer {layer} costs {cost!r}; a cost is a finite number of at least 0")
+    costs = [float(cost) for cost in given]
     check_stages(n_stages, len(costs))
     until = [0.0, *accumulate(costs)]
     # best[n] cuts the first n layers: (most expensive stage, sum of squares to break ties, sizes).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ppkit.layers import ModelError
+from ppkit.skips import carrying
 
 __all__ = ["Layer", "profile"]
 
@@ -55,7 +56,7 @@ def profile(model: Iterable[nn.Module], sample: Tensor | tuple[Tensor, ...], *, 
 
     Args:
         model: layers in order.
-        sample: one micro-batch for the first layer.
+        sample: one micro-batch for the first layer. What a `ppkit.skips.Stash` puts aside reaches its `Pop`.
         repeats: how often each is timed, after one run that does not count.
 
     Returns:
@@ -64,37 +65,64 @@ def profile(model: Iterable[nn.Module], sample: Tensor | tuple[Tensor, ...], *, 
     Raises:
         ModelError: no layer, no repeat, or a layer that fails on what the one before it gives.
     """
-    layers = list(model)
-    if not layers or repeats < 1:
-        raise ModelError(f"profile: got {len(layers)} layers and repeats={repeats}; both must be at least 1")
+    layers = layers_of(model)
+    if not layers or not isinstance(repeats, int) or repeats < 1:
+        raise ModelError(f"profile: got {len(layers)} layers and repeats={repeats!r}; both must be at least 1")
     values, found = sample, []
+    skips: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
         name = f"{index} {type(layer).__name__}"
         try:
-            measured, values = _measure(layer, name, values, repeats)
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            measured, values, skips = _measure(layer, name, values, skips, repeats)
+        except (AttributeError, RuntimeError, TypeError, IndexError, ValueError) as error:
             raise ModelError(
-                f"profile: layer {name} failed on what it was given, {_shapes(values)}: {error}. The sample must be "
-                "one micro-batch for the first layer, and each layer must take what the one before it gives"
+                f"profile: layer {name} failed on what it was given, {_shapes(values)}: {str(error).rstrip('.')}. "
+                f"{_IN_PLACE if 'in-place' in str(error) else _CHAIN}"
             ) from error
         found.append(measured)
     return tuple(found)
 
 
-def _measure(layer: nn.Module, name: str, given: Any, repeats: int) -> tuple[Layer, Any]:
+_CHAIN = (
+    "The sample must be one micro-batch for the first layer, tensors alone or in a tuple, and each layer must take "
+    "what the one before it gives"
+)
+_IN_PLACE = "A stage may begin with any layer, and cannot change in place what it receives: use inplace=False"
+
+
+def layers_of(model: Iterable[nn.Module]) -> list[nn.Module]:
+    """The layers of a model in a row.
+
+    Raises:
+        ModelError: it is no row of modules.
+    """
+    layers = list(model) if isinstance(model, Iterable) else [None]
+    if not all(isinstance(layer, nn.Module) for layer in layers):
+        raise ModelError(
+            f"the model must be layers in order, modules such as those of an nn.Sequential; got {type(model).__name__}"
+        )
+    return layers
+
+
+def _measure(
+    layer: nn.Module, name: str, given: Any, stashed: Mapping[str, Tensor], repeats: int
+) -> tuple[Layer, Any, dict[str, Tensor]]:
     forward, backward = [], []
     output: Any = None
     with _left_as_it_was(layer):
         for _ in range(repeats + 1):
             inputs = _fresh(given)
-            seconds, output = _timed(partial(_call, layer, inputs))
+            with carrying({name: _fresh(value) for name, value in stashed.items()}) as skips:
+                seconds, output = _timed(partial(_call, layer, inputs))
             forward.append(seconds)
             backward.append(_timed(partial(_backward, output))[0])
-        kept = _kept_bytes(layer, _fresh(given))
+        with carrying({name: _fresh(value) for name, value in stashed.items()}):
+            kept = _kept_bytes(layer, _fresh(given))
     parameters = sum(map(_nbytes, layer.parameters()))
     sent = sum(map(_nbytes, _tensors(output)))
     times = statistics.median(forward[1:]), statistics.median(backward[1:])  # the first one warms up
-    return Layer(name, *times, kept, sent, parameters), _fresh(output)
+    measured = Layer(name, *times, kept, sent, parameters)
+    return measured, _fresh(output), {name: _fresh(value) for name, value in skips.items()}
 
 
 @contextmanager

@@ -173,8 +173,8 @@ class Pipeline:
         changed, n = self._layout.header.pass_on(changed, n)
         if n < m:
             raise PipelineError(
-                f"a batch of {n} samples cannot be cut in {m} micro-batches; give at least {m} samples, or take a "
-                f"schedule with {n} micro-batches or fewer",
+                f"a batch of {n} samples cannot be cut in {m} micro-batches; give at least {m} samples"
+                + (f", or take a schedule with {n} micro-batches or fewer" if n else ""),
                 values={"n_samples": n, "n_microbatches": m},
             )
         if self._has_first:
@@ -324,4 +324,6 @@ class Pipeline:
         details = error.values if isinstance(error, PpkitError) else {}
         if isinstance(at, Action) and at.op is Op.F and not isinstance(error, PpkitError):
             what += f" (the stage is a {type(self._stages[at.stage].module).__name__})"
+        if "a leaf Variable that requires grad is being used in an in-place operation" in what:
+            what += ". A stage may not change its input in place: give its first operation inplace=False"
         return PipelineError(f"{where}: {what}", rank=rank, stage=stage, action=action, values=details)

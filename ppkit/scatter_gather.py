@@ -22,7 +22,8 @@ def scatter(batch: Any, devices: Sequence[torch.device]) -> list[Any]:
     """Cut every tensor of `batch` along its first dimension, one piece for each device.
 
     Args:
-        batch: tensors `[N, ...]`, also in tuples, lists and dicts; anything else goes to every device as it is.
+        batch: tensors `[N, ...]`, also in tuples, lists and dicts; anything else, and a tensor that is one number,
+            goes to every device as it is.
         devices: where the pieces go; fewer rows than devices leave the last ones without a piece.
 
     Returns:
@@ -30,7 +31,8 @@ def scatter(batch: Any, devices: Sequence[torch.device]) -> list[Any]:
     """
     leaves, structure = tree_flatten(batch)
     pieces = [
-        leaf.tensor_split(len(devices)) if isinstance(leaf, torch.Tensor) else [leaf] * len(devices) for leaf in leaves
+        leaf.tensor_split(len(devices)) if isinstance(leaf, torch.Tensor) and leaf.dim() else [leaf] * len(devices)
+        for leaf in leaves
     ]
     n_used = max((sum(len(piece) > 0 for piece in p) for p in pieces if isinstance(p, tuple)), default=len(devices))
     shards = []
@@ -81,7 +83,7 @@ class Call(NamedTuple):
     """What one replica's call gave, and its start and end in seconds of the host's monotonic clock."""
 
     output: Any
-    error: Exception | None
+    error: BaseException | None
     start: float
     end: float
 
@@ -109,7 +111,7 @@ def parallel_apply(
         try:
             with torch.set_grad_enabled(with_gradients):
                 output = replicas[i](*shards[i][0], **shards[i][1])
-        except Exception as failure:
+        except BaseException as failure:  # an exit too: only the caller's thread can end the program
             error = failure
         calls[i] = Call(output, error, start, time.perf_counter())
 
@@ -168,8 +170,8 @@ class DataParallel(nn.Module):
 
     def __init__(self, module: nn.Module, devices: Sequence[torch.device | str]) -> None:
         super().__init__()
-        if not devices:
-            raise LaunchError("DataParallel(devices=[]): give one device for each replica, such as ['cpu'] * 2")
+        if isinstance(devices, str) or not devices:
+            raise LaunchError(f"DataParallel(devices={devices!r}): give one for each replica, such as ['cpu'] * 2")
         self.module = module
         self.devices = [torch.device(device) for device in devices]
         self.timeline: Timeline | None = None

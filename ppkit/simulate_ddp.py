@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 from ppkit.errors import CostsError
 from ppkit.event import Event
@@ -137,6 +138,9 @@ def _parts(
     overlap: bool,
 ) -> tuple[list[_Part], list[_Part]]:
     """What each rank computes, the optimizer's step last, and its all-reduces."""
+    for name, values in (("backward", backward), ("gradient_bytes", gradient_bytes)):
+        if not isinstance(values, Iterable):
+            raise CostsError(f"{name}={values!r}: give one for each layer, such as [{values!r}]", values={name: values})
     seconds = [_check("backward", value) for value in backward]
     sizes = [_check("gradient_bytes", value) for value in gradient_bytes]
     if not seconds or len(seconds) != len(sizes):
@@ -147,6 +151,7 @@ def _parts(
         raise CostsError(f"n_replicas={n_replicas!r}: a whole number of at least 1")
     if bandwidth is not None and not _check("bandwidth", bandwidth):
         raise CostsError("bandwidth=0: bytes a second above 0, or None for no limit")
+    _check("latency", latency)
     ahead = sum(seconds) / 2 if forward is None else _check("forward", forward)
     layers = _backward(seconds, ahead)
     reduces = _reduces(layers, sizes, fill_buckets(sizes[::-1], bucket_bytes), n_replicas, latency, bandwidth, overlap)
@@ -196,7 +201,9 @@ def _events(rank: int, own: Sequence[_Part], reduces: Sequence[_Part]) -> Iterat
     yield Event(rank, "OPTIM", optimizer.start, optimizer.end, name=optimizer.name)
 
 
-def _check(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
+def _check(name: str, value: Any) -> float:
+    known = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's numbers are Real too
+    number = float(value) if known else math.nan
+    if not 0 <= number < math.inf:
         raise CostsError(f"{name}: {value!r} is no finite number of at least 0", values={name: value})
-    return value
+    return number

@@ -31,12 +31,13 @@ class ParallelMLP(nn.Module):
     rows, its inputs, so that each rank uses just what it has computed. Every rank gets the same x and y.
 
     Args:
-        first: the layer that is cut by outputs: ``[hidden, width]``.
-        second: the layer that is cut by inputs: ``[width, hidden]``.
+        first: the layer that is cut by outputs: ``[hidden, width]``; whole, with a bias, the same on each rank.
+        second: the layer that is cut by inputs: ``[width, hidden]``; likewise.
         group: the ranks among which to cut; None: all.
 
     Raises:
-        TensorParallelError: the hidden size is not a multiple of the number of ranks, or differs in the two.
+        TensorParallelError: the hidden size is not a multiple of the number of ranks, or differs in the two; a layer
+            has no bias.
     """
 
     def __init__(self, first: nn.Linear, second: nn.Linear, group: Any = None) -> None:
@@ -49,6 +50,8 @@ class ParallelMLP(nn.Module):
                 f"same multiple of the {n_ranks} ranks",
                 values={"first": hidden, "second": second.in_features, "n_ranks": n_ranks},
             )
+        if first.bias is None or second.bias is None:
+            raise TensorParallelError("ParallelMLP cuts layers with a bias: build both with bias=True")
         self.group = group
         mine = slice(rank * hidden // n_ranks, (rank + 1) * hidden // n_ranks)
         self.rows = nn.Parameter(first.weight.detach()[mine].clone())

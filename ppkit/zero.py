@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
     at most n - 1 numbers. Rajbhandari et al., "ZeRO", arXiv 1910.02054, stage 1.
 
     Args:
-        parameters: of one type, on one device; each replica has the same ones with the same gradients.
+        parameters: of one type, on one device; each replica has the same ones with the same gradients. All get the
+            same settings: no groups.
         optimizer_class: one that treats each number by itself, such as `torch.optim.Adam` or SGD: it never sees a
             whole matrix.
         group: the ranks that hold the replicas; None: all.
@@ -42,7 +43,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
         group: dist.ProcessGroup | None = None,
         **settings: Any,
     ) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        given = list(parameters)
+        if not all(isinstance(parameter, torch.Tensor) for parameter in given):
+            raise LaunchError("ShardedOptimizer takes parameters, not groups of them: all get the same settings")
+        self._parameters = [parameter for parameter in given if parameter.requires_grad]
         kinds = {(parameter.dtype, parameter.device) for parameter in self._parameters}
         if len(kinds) != 1:
             listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
@@ -58,15 +62,20 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """Show the settings and the state of the part as one's own, where schedulers look for them."""
         self.param_groups, self.state = self._optimizer.param_groups, self._optimizer.state
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update this replica's part, and get the others'.
 
         Args:
-            closure: not used.
+            closure: called before, such as a forward and backward of all replicas.
+
+        Returns:
+            what the closure gives.
 
         Raises:
             PpkitError: a parameter has no gradient.
         """
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if len(gradients) < len(self._parameters):
             raise PpkitError(
@@ -82,6 +91,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for parameter, piece in zip(self._parameters, pieces, strict=True):
                 parameter.copy_(piece.view_as(parameter))
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or make them zero."""

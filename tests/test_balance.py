@@ -13,8 +13,9 @@ from torch import nn
 from ppkit import balance as module
 from ppkit.balance import Balance, Layer, balance, profile
 from ppkit.errors import CostsError
-from ppkit.models import EncoderDecoder, ModelError, mlp, split
+from ppkit.models import EncoderDecoder, ModelError, mlp, split, unet
 from ppkit.partition import equal_sizes, partition, stage_sums
+from ppkit.skips import Pop, SkipError, Stash
 
 
 class Sleeper(nn.Module):
@@ -75,7 +76,7 @@ def test_stages_that_the_layers_cannot_fill(n_stages):
         partition([1, 2, 3], n_stages)
 
 
-@pytest.mark.parametrize("cost", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), None, "2"])
 def test_costs_that_cannot_be(cost):
     with pytest.raises(CostsError, match="layer 1 costs"):
         partition([1, cost], 1)
@@ -189,5 +190,25 @@ def test_arguments_that_cannot_be():
         balance(mlp(), torch.randn(2, 64), 2, by="size")
     with pytest.raises(ModelError, match="n_in_flight is 0"):
         balance(mlp(), torch.randn(2, 64), 2, n_in_flight=0)
-    with pytest.raises(ModelError, match="repeats=0"):
-        balance(mlp(), torch.randn(2, 64), 2, repeats=0)
+    for name, value in (("repeats", 0), ("repeats", 1.5), ("n_in_flight", "x"), ("copies", float("nan"))):
+        with pytest.raises(ModelError, match=f"{name}( is |=){value!r}"):
+            balance(mlp(), torch.randn(2, 64), 2, **{name: value})
+    for model in (nn.Linear(2, 2), [torch.relu]):
+        with pytest.raises(ModelError, match="must be layers in order"):
+            balance(model, torch.randn(2, 2), 1)
+    for sample in (None, [torch.randn(2, 64)]):
+        with pytest.raises(ModelError, match="tensors alone or in a tuple"):
+            balance(mlp(), sample, 2)
+
+
+def test_a_layer_that_changes_its_input_in_place():
+    with pytest.raises(ModelError, match=r"layer 1 ReLU .* use inplace=False"):
+        profile(nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), torch.randn(2, 4))
+
+
+def test_skips_reach_the_layers_that_pop_them():
+    found = balance(unet(), torch.randn(2, 1, 8, 8), 3, repeats=1)
+    assert sum(found.sizes) == 5
+    nn.Sequential(Stash("large"), Pop("large", torch.add))(torch.ones(1))
+    with pytest.raises(SkipError, match="stashed is nothing"):  # and nothing is left behind
+        Pop("small")(torch.ones(1))

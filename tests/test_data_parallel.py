@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ppkit.buckets import make_buckets
 from ppkit.data_parallel import (
@@ -21,7 +22,7 @@ from ppkit.data_parallel import (
 from ppkit.errors import CostsError, RankError
 from ppkit.launch import launch
 
-pytestmark = [pytest.mark.ranks, pytest.mark.together]
+pytestmark = pytest.mark.ranks
 
 WIDTH, CLASSES, STEPS = 6, 4, 3
 REPLICAS = [1, 2, 3, 4]
@@ -246,6 +247,8 @@ def _different(what: str) -> Callable[[], Any]:
             del model.extra
         if odd and what == "type":
             model.last.float()
+        if odd and what == "frozen":
+            model.last.requires_grad_(False)
         DistributedDataParallel(model)
 
     return build
@@ -257,6 +260,7 @@ def _different(what: str) -> Callable[[], Any]:
         ("shape", r"replica 0 has 'first.weight' of shape \[6, 6\].* replica 1 has .* \[8, 8\]"),
         ("missing", "replica 0 has 'extra.weight' .* replica 1 has 'last.weight'"),
         ("type", "replica 0 has 'last.weight' .* float64 where replica 1 has .* float32"),
+        ("frozen", "replica 0 has 'last.weight' .* float64 where replica 1 has .* float64, frozen"),
     ],
 )
 def test_models_that_differ_are_found_before_anything_is_sent(what: str, message: str) -> None:
@@ -269,13 +273,34 @@ def test_a_module_with_nothing_to_train() -> None:
         launch(lambda: GradientReducer(nn.Tanh()), n_ranks=1)
 
 
-@pytest.mark.parametrize("n_rows", [0, -1])
-def test_rows_that_cannot_be(n_rows: int) -> None:
+@pytest.mark.parametrize("n_rows", [0, -1, float("nan"), "2"])
+def test_rows_that_cannot_be(n_rows: Any) -> None:
     def weigh() -> None:
         GradientReducer(Net()).weigh(n_rows)
 
-    with pytest.raises(RankError, match=rf"weigh\({n_rows}\)"):
+    with pytest.raises(RankError, match=rf"weigh\({n_rows!r}\)"):
         launch(weigh)
+
+
+def test_a_sparse_gradient_is_averaged_like_any_other() -> None:
+    def train() -> Any:
+        torch.manual_seed(0)
+        model = DistributedDataParallel(nn.Embedding(4, 2, sparse=True))
+        model(torch.tensor([dist.get_rank()])).sum().backward()
+        return model.module.weight.grad.tolist()
+
+    assert launch(train).results[1] == [[0.5, 0.5], [0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_checkpoint_that_runs_a_backward_of_its_own_is_named() -> None:
+    def train() -> None:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        ddp = DistributedDataParallel(model)
+        checkpoint(model[1], model[0](torch.ones(1, 2)), use_reentrant=True).sum().backward()
+        del ddp
+
+    with pytest.raises(RankError, match="use_reentrant=False"):
+        launch(train)
 
 
 def test_a_reducer_can_be_taken_off() -> None:

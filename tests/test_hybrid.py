@@ -345,6 +345,28 @@ def test_a_gradient_that_grows_after_its_bucket_has_left_is_an_error_and_not_a_w
         launch(train_twice, n_ranks=2)
 
 
+def train_other_models(what):
+    stage = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    if what == "frozen":
+        stage[dist.get_rank() // 2].requires_grad_(False)
+    elif dist.get_rank() == 3:
+        stage.append(nn.Linear(4, 4))
+    Hybrid(gpipe(2, 1), [stage], F.mse_loss, 2)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("frozen", r"'stage [01]\.0\.weight' .*, frozen where replica 1 has"),
+        ("more", r"replica 1 has 'stage 1\.2\.weight'"),
+    ],
+)
+def test_replicas_of_different_models(what, message):
+    with pytest.raises(RankError, match=message):
+        launch(train_other_models, what, n_ranks=4)
+
+
 @pytest.mark.ranks
 def test_ranks_that_do_not_fill_the_mesh():
     with pytest.raises(RankError, match="3 replicas × 2 stages need 6 ranks, but there are 4"):

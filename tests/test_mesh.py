@@ -68,6 +68,10 @@ def test_what_a_mesh_refuses():
         Mesh(2, 3).group("dp")
     with pytest.raises(MeshError, match="no group 'tp'"):
         Mesh(2, 3).group("tp")
+    with pytest.raises(MeshError, match="this process is no rank"):
+        Mesh(2, 3).on_ranks()
+    with pytest.raises(MeshError, match=r"4 ranks cannot be divided among 2\.0 replicas"):
+        by_replica(simulate(one_f_one_b(4, 2)), 2.0)
 
 
 def test_a_timeline_says_replica_and_stage_of_each_rank():

@@ -61,9 +61,9 @@ def test_a_ragged_batch_gives_the_first_ones_more_and_leaves_out_who_gets_nothin
     assert [len(x) for (x,) in scatter((torch.ones(2, 2),), [cpu] * 3)] == [1, 1]
 
 
-def test_whatever_is_no_tensor_goes_to_all() -> None:
-    shards = scatter(({"x": torch.arange(4)}, "same"), [torch.device("cpu")] * 2)
-    assert [(shard[0]["x"].tolist(), shard[1]) for shard in shards] == [([0, 1], "same"), ([2, 3], "same")]
+def test_whatever_has_no_rows_goes_to_all() -> None:
+    shards = scatter(({"x": torch.arange(4)}, "same", torch.tensor(2)), [torch.device("cpu")] * 2)
+    assert [(shard[0]["x"].tolist(), *shard[1:]) for shard in shards] == [([0, 1], "same", 2), ([2, 3], "same", 2)]
 
 
 def test_a_replica_is_a_copy_whose_gradients_flow_back() -> None:
@@ -100,14 +100,24 @@ def test_the_error_of_a_replica_is_raised() -> None:
         DataParallel(Fails(), ["cpu"] * 2)(torch.ones(4, 2))
 
 
+def test_an_exit_in_a_replica_is_the_callers() -> None:
+    class Exits(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        DataParallel(Exits(), ["cpu"] * 2)(torch.ones(4, 2))
+
+
 def test_outputs_without_rows_cannot_be_gathered() -> None:
     with pytest.raises(LaunchError, match="compute the loss from the gathered outputs"):
         gather([torch.tensor(1.0)] * 2, torch.device("cpu"))
 
 
 def test_no_device() -> None:
-    with pytest.raises(LaunchError, match="one device for each replica"):
-        DataParallel(nn.Linear(2, 2), [])
+    for devices in ([], "cpu"):
+        with pytest.raises(LaunchError, match="give one for each replica"):
+            DataParallel(nn.Linear(2, 2), devices)
 
 
 def test_the_timeline_of_a_call_has_a_row_a_replica() -> None:

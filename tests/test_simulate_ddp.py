@@ -87,6 +87,9 @@ def test_nothing_in_it_is_torch() -> None:
         ({"bandwidth": 0}, "bandwidth=0"),
         ({"forward": float("nan")}, "forward: nan"),
         ({"optimizer": "1"}, "optimizer: '1'"),
+        ({"latency": -1.0}, "latency: -1.0"),
+        ({"latency": float("nan")}, "latency: nan"),
+        ({"backward": 0.1}, "backward=0.1: give one for each layer"),
     ],
 )
 def test_costs_that_cannot_be(settings: dict[str, object], message: str) -> None:

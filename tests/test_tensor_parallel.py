@@ -59,6 +59,12 @@ def test_one_all_reduce_each_way():
 
 
 @pytest.mark.ranks
+def test_layers_without_a_bias():
+    with pytest.raises(RankError, match="build both with bias=True"):
+        launch(lambda: ParallelMLP(nn.Linear(2, 4, bias=False), nn.Linear(4, 2)))
+
+
+@pytest.mark.ranks
 def test_a_hidden_size_that_the_ranks_do_not_divide():
     with pytest.raises(RankError, match="same multiple of the 5 ranks"):
         launch(on_a_rank, n_ranks=5)

@@ -11,7 +11,7 @@ from ppkit.errors import RankError
 from ppkit.launch import launch
 from ppkit.zero import ShardedOptimizer, state_bytes
 
-pytestmark = [pytest.mark.ranks, pytest.mark.together]
+pytestmark = pytest.mark.ranks
 
 SETTINGS = {
     torch.optim.Adam: {"lr": 0.05},
@@ -72,6 +72,27 @@ def test_parameters_of_two_types() -> None:
 
     with pytest.raises(RankError, match=r"torch.float32 on cpu, torch.float64 on cpu"):
         launch(build)
+
+
+def test_groups_of_parameters() -> None:
+    with pytest.raises(RankError, match="takes parameters, not groups of them"):
+        launch(lambda: ShardedOptimizer([{"params": list(_model().parameters())}], torch.optim.Adam))  # type: ignore[list-item]
+
+
+def test_a_closure_is_called_before_the_update() -> None:
+    def train() -> tuple[float, list[float]]:
+        weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = ShardedOptimizer([weight], torch.optim.SGD, lr=0.5)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = weight.sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        return float(optimizer.step(closure)), weight.tolist()
+
+    assert launch(train).results == ((7.0, [2.5, 3.5]), (7.0, [2.5, 3.5]))
 
 
 def test_no_parameters() -> None:
