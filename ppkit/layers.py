@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ppkit.data import PAD
 from ppkit.errors import PpkitError
+from ppkit.values import whole
 
 State = tuple[Tensor, Tensor, Tensor]  # what the encoder–decoder's blocks pass on: memory, hidden, mask
 
@@ -19,8 +20,8 @@ class ModelError(PpkitError, ValueError):
 def check_sizes(**sizes: int) -> None:
     """Refuse sizes below 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ModelError(f"{name} is {size}; it must be at least 1", values=sizes)
+        if (whole(size) or 0) < 1:
+            raise ModelError(f"{name} is {size!r}; it must be at least 1, and whole", values=sizes)
 
 
 class Attention(nn.Module):

@@ -62,7 +62,7 @@ class Layout:
 
 def lay_out(
     schedule: Schedule,
-    modules: Mapping[int, nn.Module] | Sequence[nn.Module],
+    modules: Any,
     loss_fn: Callable[..., Tensor] | None,
     group: Any,
     device: torch.device | str | None,
@@ -72,8 +72,9 @@ def lay_out(
     """Check everything that `Pipeline` is given, with the other ranks, and prepare its routes; collective."""
     if not isinstance(schedule, Schedule):
         raise PipelineError(f"a Pipeline needs a Schedule, such as ppkit.one_f_one_b(4, 8); got {schedule!r}")
+    modules = list(modules) if isinstance(modules, nn.ModuleList) else modules
     rank = _rank_in(group, schedule)
-    at = torch.device(device) if device is not None else _device_of(modules)
+    at = _device_of(modules) if device is None else _device(device)
     net = Net(group, at, _wire(group, at, schedule.n_ranks))
     mine = [stage for stage, owner in enumerate(schedule.stage_to_rank) if owner == rank]
     facts, error, full = None, None, schedule
@@ -81,6 +82,9 @@ def lay_out(
     try:  # an error must reach the other ranks, who would wait for this one
         if loss_fn is None and not schedule.forward_only:
             raise PipelineError("loss_fn is None, but the schedule trains: give a function of output and target")
+        if loss_fn is not None and not callable(loss_fn):
+            raise PipelineError(f"loss_fn must be a function of output and target; got {loss_fn!r}")
+        _check_sharing(sharing, schedule.n_stages)
         full = schedule.with_comms().validate()
         own = _own_modules(rank, mine, modules)
         uses = {stage: skips_of(module) for stage, module in own.items()}
@@ -144,6 +148,13 @@ def _device_of(modules: Any) -> torch.device:
     return torch.device("cpu")
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise PipelineError(f'device={device!r}: such as "cpu" or "cuda"; {error}') from None
+
+
 def _wire(group: Any, device: torch.device, n_ranks: int) -> torch.device:
     """Where the group's backend takes this pipeline's tensors from: gloo takes them from the CPU."""
     if device.type == "cpu" or n_ranks == 1:
@@ -177,13 +188,23 @@ def _marked(checkpoint: bool | Collection[int], n_stages: int) -> set[int]:
     """The stages that compute their forward again."""
     if isinstance(checkpoint, bool):
         return set(range(n_stages)) if checkpoint else set()
-    marked = set(checkpoint)
-    if not marked <= set(range(n_stages)):
+    marked = set(checkpoint) if isinstance(checkpoint, Collection) else None
+    if marked is None or not marked <= set(range(n_stages)):
         raise PipelineError(
             f"checkpoint={checkpoint!r}: True, or some of the stages 0 to {n_stages - 1}",
             values={"checkpoint": checkpoint, "n_stages": n_stages},
         )
     return marked
+
+
+def _check_sharing(sharing: Sharing, n_stages: int) -> None:
+    for name, paths in sharing.items():
+        for stage in paths:
+            if stage not in range(n_stages):
+                raise PipelineError(
+                    f"shared parameter {name!r}: there is no stage {stage!r}; the stages are 0 to {n_stages - 1}",
+                    values={"shared": name, "stage": stage},
+                )
 
 
 def _agree(

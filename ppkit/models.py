@@ -27,6 +27,7 @@ from ppkit.layers import (
 )
 from ppkit.partition import equal_sizes, partition
 from ppkit.skips import Pop, Stash
+from ppkit.values import whole
 
 __all__ = [
     "mlp",
@@ -282,9 +283,9 @@ def split(model: nn.Sequential, n_stages: int, by: str | Sequence[int] = "parame
     if not isinstance(model, nn.Sequential):
         raise ModelError(f"split: takes an nn.Sequential of blocks, got a {type(model).__name__}")
     n_blocks = len(model)
-    if not 1 <= n_stages <= n_blocks:
+    if not 1 <= (whole(n_stages) or 0) <= n_blocks:
         raise ModelError(
-            f"split: n_stages is {n_stages}, but this model has {n_blocks} blocks and each stage needs one; "
+            f"split: n_stages is {n_stages!r}, but this model has {n_blocks} blocks and each stage needs one; "
             f"use 1..{n_blocks} stages or a deeper model",
             values={"n_stages": n_stages, "n_blocks": n_blocks},
         )

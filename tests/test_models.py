@@ -361,6 +361,9 @@ def test_parameters_and_bytes():
     ("build", "message"),
     [
         (lambda: models.mlp(n_layers=0), "n_layers is 0; it must be at least 1"),
+        (lambda: models.mlp(width=2.5), r"width is 2\.5; it must be at least 1, and whole"),
+        (lambda: models.mlp([64, 10]), r"n_inputs is \[64, 10\]; it must be at least 1, and whole"),
+        (lambda: models.split(models.mlp(), 1.5), r"split: n_stages is 1\.5, but"),
         (lambda: models.mlp(width=-3), "width is -3; it must be at least 1"),
         (lambda: models.TransformerLM(width=30), "n_heads is 4, but it must divide the width, which is 30"),
         (lambda: models.TransformerLM(n_heads=0), "n_heads is 0; it must be at least 1"),

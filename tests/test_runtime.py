@@ -397,6 +397,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no loss function": (lambda: _step(loss_fn=None), "loss_fn is None, but the schedule trains"),
     "no such stage to checkpoint": (lambda: _step(checkpoint=(2,)), "True, or some of the stages 0 to 1"),
+    "no stages to checkpoint": (lambda: _step(checkpoint=1), "checkpoint=1: True, or some of the stages"),
+    "no function of loss": (lambda: _step(loss_fn="mse"), "loss_fn must be a function of output and target; got 'mse'"),
+    "shared with no stage": (
+        lambda: _step(shared={"a": {0: "weight", 9: "weight"}}),
+        "shared parameter 'a': there is no stage 9; the stages are 0 to 1",
+    ),
+    "unknown device": (lambda: _step(device="gpu"), "device='gpu': such as"),
     "without gradients": (lambda: torch.no_grad()(_step)(), "call it outside of torch.no_grad()"),
     "unknown shared": (lambda: _step(shared={"a": {0: "weight", 1: "wait"}}), "stage 1 has no parameter 'wait'"),
 }
@@ -442,6 +449,10 @@ FAILS: dict[str, tuple[Callable[[], Any], str]] = {
     "wrong shape": (lambda: _step(module=nn.Linear(4, 3)), "rank 1, 1F0: RuntimeError: mat1 and mat2 shapes"),
     "nothing to train": (lambda: _step(module=nn.Linear(4, 4).requires_grad_(False)), "nothing was trained"),
     "wrong targets": (lambda: _step(targets=torch.ones(3, 4)), "targets have 3 samples for inputs of 4"),
+    "in place": (
+        lambda: _step(module=nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4))),
+        "A stage may not change its input in place: give its first operation inplace=False",
+    ),
     "no targets": (lambda: _step(targets=None), "targets must be a tensor [N, ...]"),
     "other shapes than agreed": (_changing, "stage 0 hands on float32 [2, 2]"),
 }
@@ -483,6 +494,15 @@ def test_a_pipeline_that_failed_stays_so() -> None:
     assert (caught.value.rank, caught.value.stage, caught.value.action) == (0, 0, "0F0")
     with pytest.raises(PipelineError, match="failed in an earlier step"):
         pipe.step(torch.ones(2, 2), torch.ones(2, 2))
+
+
+def test_modules_may_be_a_module_list() -> None:
+    def train() -> float | None:
+        torch.manual_seed(0)
+        modules = nn.ModuleList([nn.Linear(4, 4)])
+        return Pipeline(gpipe(2, 2), modules, nn.functional.mse_loss).step(torch.ones(4, 4), torch.ones(4, 4)).loss
+
+    assert launch(train, show=False).results[1] is not None
 
 
 def test_frozen_parameters_can_be_thawed() -> None:
