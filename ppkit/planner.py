@@ -14,6 +14,9 @@ from ppkit.ways import Step, Way, impossible, ways
 __all__ = ["Machine", "Model", "Option", "Plan", "PlanError", "Rejected", "estimate", "plan"]
 
 
+_SAME = 1e-9  # sums of the same durations in another order may differ in the last bits
+
+
 def plan(model: Model, machine: Machine, batch: int) -> Plan:
     """Find what every way to train a model on a machine takes, and rank those that fit by the time of a step.
 
@@ -40,7 +43,7 @@ def plan(model: Model, machine: Machine, batch: int) -> Plan:
     Raises:
         PlanError: no such batch, or too many devices.
     """
-    _check_batch(batch)
+    _check_question(model, machine, batch)
     if machine.n_devices > MOST_DEVICES:
         raise PlanError(
             f"n_devices={machine.n_devices}: a plan compares all ways on at most {MOST_DEVICES}; for more, ask "
@@ -91,7 +94,7 @@ def estimate(
     Raises:
         PlanError: no such schedule or number, or the model, batch or machine cannot be divided so.
     """
-    _check_batch(batch)
+    _check_question(model, machine, batch)
     counts = {"n_microbatches": n_microbatches, "n_stages": n_stages, "n_replicas": n_replicas, "n_tensor": n_tensor}
     for name, count in (counts | {"n_chunks": n_chunks}).items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -110,7 +113,10 @@ def estimate(
     return Draft(Step(way, n_microbatches, model, machine, batch, zero and n_replicas > 1)).option
 
 
-def _check_batch(batch: object) -> None:
+def _check_question(model: object, machine: object, batch: object) -> None:
+    for name, value, kind in (("model", model, Model), ("machine", machine, Machine)):
+        if not isinstance(value, kind):
+            raise PlanError(f"{name} is a {type(value).__name__}; the arguments are a Model, a Machine and the batch")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise PlanError(f"batch={batch!r}: a whole number of samples, at least 1", values={"batch": batch})
 
@@ -135,10 +141,11 @@ def _sort_out(tried: list[Draft], machine: Machine, options: list[Option], rejec
 
 def _fastest(drafts: Sequence[Draft]) -> Draft:
     """The one with the shortest step, and the least memory among equals; most are never computed."""
-    first, *others = sorted(drafts, key=lambda draft: draft.bound)
-    best = first
-    for draft in others:
-        if draft.bound * (1 - 1e-9) > best.seconds:  # sums in another order may differ in the last bit
+    tried: list[Draft] = []
+    shortest = math.inf
+    for draft in sorted(drafts, key=lambda draft: draft.bound):
+        if draft.bound * (1 - _SAME) > shortest:
             break
-        best = min(best, draft, key=lambda draft: (draft.seconds, draft.peak_memory))
-    return best
+        tried.append(draft)
+        shortest = min(shortest, draft.seconds)
+    return min((one for one in tried if one.seconds * (1 - _SAME) <= shortest), key=lambda draft: draft.peak_memory)

@@ -122,7 +122,11 @@ class Machine:
 def _check(given: Model | Machine, counts: Sequence[str], above_zero: Sequence[str]) -> None:
     for one in fields(given):
         name, value = one.name, getattr(given, one.name)
-        if one.default is False or (value is None and one.default is None):
+        if value is None and one.default is None:
+            continue
+        if one.default is False:
+            if not isinstance(value, bool):
+                raise PlanError(f"{type(given).__name__}({name}={value!r}): {name} must be True or False")
             continue
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         whole = numeric and value >= 1 and value == int(value)
@@ -132,6 +136,8 @@ def _check(given: Model | Machine, counts: Sequence[str], above_zero: Sequence[s
             raise PlanError(
                 f"{type(given).__name__}({name}={value!r}): {name} must be a {kind}{bound}", values={name: value}
             )
+        if name in counts:  # written as 175e9, say
+            object.__setattr__(given, name, int(value))
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,14 +269,15 @@ class Plan:
     def _advice(self) -> str:
         weights = self.model.n_parameters * (2 * self.model.parameter_bytes + self.model.optimizer_bytes)
         layer = weights / self.model.n_layers + self.model.activation_bytes
-        if layer > self.machine.memory:
+        if layer > self.machine.memory and self.machine.node_size == 1:
             return (
                 f"One layer with one sample needs {bytes_text(layer)}, a device has {bytes_text(self.machine.memory)}: "
                 "no pipeline can help, since a stage holds whole layers. Cut the layers themselves (tensor "
                 "parallelism), or take larger devices."
             )
         closest = self._refused_kinds[0]
-        return f"Closest: {closest.name}, which {closest.why}. Take more devices, a smaller batch, or recompute."
+        advice = "or a smaller batch" if self.model.recompute else "a smaller batch, or recompute"
+        return f"Closest: {closest.name}, which {closest.why}. Take more devices, {advice}."
 
     def __str__(self) -> str:
         rows = [_HEAD, *(option.row for option in self.best_of_each_kind)]

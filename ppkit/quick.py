@@ -30,6 +30,9 @@ def build(name: str, n_ranks: int, n_microbatches: int, n_chunks: int) -> Schedu
     return SCHEDULES[name](n_ranks, n_microbatches, n_chunks)
 
 
+_MANY = 4096  # micro-batches on one device, after which no sum is made of them one by one
+
+
 class _Last(NamedTuple):
     """When the last backward of each stage, or its weight half, starts and ends."""
 
@@ -38,7 +41,9 @@ class _Last(NamedTuple):
 
 
 def step_seconds(name: str, n_ranks: int, n_microbatches: int, n_chunks: int, costs: Costs) -> float:
-    """The makespan of ``simulate(schedule.with_reduce(), costs)``, to the last bit, without the events.
+    """The makespan of ``simulate(schedule.with_reduce(), costs)``, without the events.
+
+    To the last bit, but for thousands of micro-batches on one device.
 
     Args:
         name: one of `SCHEDULES`.
@@ -93,6 +98,9 @@ def _in_turns(p: int, m: int, _: int, costs: Costs, halves: bool = False) -> _La
     """1F1B, and ZB-H1, which is 1F1B of F and I with a W after each, on rank r of r micro-batches before."""
     seconds, link = _times(costs, p)
     forward, backward, weights = seconds[Op.F], seconds[Op.I if halves else Op.B], seconds[Op.W]
+    if p == 1 and m > _MANY and not halves:
+        end = m * (forward[0] + backward[0])
+        return _Last([end - backward[0]], [end])
     warm_up = [min(p - 1 - r, m) for r in range(p)]
     free, starts = [0.0] * p, [0.0] * p
     there: list[list[float]] = [[0.0] * m]  # for each stage, when its inputs are there

@@ -168,6 +168,17 @@ def test_ties_go_to_the_smaller_memory():
     options = plan(MODEL, free, 8).options
     order = [option.kind for option in options if option.n_stages == 4 and option.n_replicas == 1]
     assert order.index("1F1B") < order.index("GPipe")  # the same time, but fewer activations
+    assert find(plan(MODEL, MACHINE, 64), "one device").n_microbatches == 64  # all take the same time, but for rounding
+
+
+def test_a_batch_of_millions_is_planned_at_once():
+    alone = find(plan(MODEL, MACHINE, 10**8), "one device")
+    assert alone.seconds == pytest.approx(10**8 * 0.024, rel=0.5)  # and a part more where micro-batches are ragged
+
+
+def test_counts_may_be_written_as_floats():
+    floats = replace(MODEL, n_layers=8.0, n_parameters=2e6), replace(MACHINE, n_devices=4.0)
+    assert plan(*floats, 8).best.name == plan(MODEL, MACHINE, 8).best.name
 
 
 # --- what does not fit
@@ -191,6 +202,8 @@ def test_nothing_fits():
 def test_one_layer_does_not_fit():
     with pytest.raises(PlanError, match="no pipeline can help"):
         _ = plan(MODEL, replace(MACHINE, memory=4e6), 8).best
+    with pytest.raises(PlanError, match="Closest: 4-way tensor"):  # that layers can be cut is known there
+        _ = plan(MODEL, replace(NODES, memory=1e6), 8).best
 
 
 @pytest.mark.parametrize(
@@ -218,6 +231,8 @@ def test_one_layer_does_not_fit():
         (lambda: estimate(replace(MODEL, n_heads=6), MACHINE, 8, 1, n_tensor=4), "heads in 4 equal parts"),
         (lambda: plan(MODEL, MACHINE, 0), "batch=0: a whole number"),
         (lambda: plan(MODEL, MACHINE, 2.0), "batch=2.0"),
+        (lambda: plan(MACHINE, MODEL, 8), "model is a Machine; the arguments are a Model, a Machine"),
+        (lambda: replace(MODEL, recompute=-1), "recompute must be True or False"),
     ],
 )
 def test_nonsense_is_refused(make, message):
