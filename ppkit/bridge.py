@@ -132,7 +132,7 @@ class TorchPipeline:
 
     def _check(self, tensor: Any) -> None:
         m = self.schedule.n_microbatches
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or not tensor.dim():
             raise BridgeError(
                 f"step takes tensors: inputs on the rank of stage 0, targets on the last stage's; got {tensor!r}"
             )
@@ -150,6 +150,12 @@ def _runnable(schedule: Schedule, n_ranks: int) -> Schedule:
     schedule.validate()
     if schedule.n_ranks != n_ranks:
         raise BridgeError(f"{schedule.name} is for {schedule.n_ranks} ranks, but the group has {n_ranks}")
+    if schedule.forward_only:
+        raise BridgeError(
+            f"{schedule.name} is forward only, and torch's schedules train; ppkit.runtime evaluates by it"
+        )
+    if idle := set(range(n_ranks)) - set(schedule.stage_to_rank):
+        raise BridgeError(f"rank {min(idle)} has no stage in {schedule.name}; with torch every rank has one or more")
     last = schedule.n_stages - 1
     order = [a.microbatch for row in schedule.actions for a in row if a.stage == last and a.op is Op.F]
     if order != sorted(order):  # type: ignore[type-var]  # an F has a micro-batch

@@ -45,6 +45,7 @@ def to_torch(schedule: Schedule) -> dict[int, list[Any]]:
     Returns:
         for each rank its `_Action`s, one a tick, None where it idles.
     """
+    _check("to_torch", Schedule, schedule)
     parse_action = torch_names().Action.from_str
     return {
         rank: [cell and parse_action(_torch_text(cell)) for cell in row] for rank, row in enumerate(schedule.ticks())
@@ -148,6 +149,8 @@ class Differences:
 
 def differences(ours: Schedule, theirs: Schedule) -> Differences:
     """Compare what two schedules compute, rank by rank and action by action; messages and idle ticks don't count."""
+    _check("differences", Schedule, ours)
+    _check("differences", Schedule, theirs)
     rows = []
     for rank in range(max(ours.n_ranks, theirs.n_ranks)):
         first, second = (_computes(schedule, rank) for schedule in (ours, theirs))
@@ -165,6 +168,9 @@ def as_torch(timeline: Timeline, name: str = "") -> Timeline:
         timeline: of a run, or a slice of it.
         name: what to call it; left out: the name that it has.
     """
+    from ppkit.timeline import Timeline
+
+    _check("as_torch", Timeline, timeline)
     notes = dict(timeline.notes)
     if "emulated" in timeline.source:
         notes["emulation"] = f"emulated: {notes.get('emulation', '')}"
@@ -173,12 +179,19 @@ def as_torch(timeline: Timeline, name: str = "") -> Timeline:
 
 def schedule_class(kind: str | type) -> Any:
     """One of torch's schedule classes, by itself or by its name."""
-    if isinstance(kind, type):
+    if isinstance(kind, type) and issubclass(kind, (torch_names().Single, torch_names().Runtime.__base__)):
         return kind
+    if not isinstance(kind, str):
+        raise BridgeError(f'a schedule of torch is one of its classes, or its name, such as "1F1B"; got {kind!r}')
     try:
         return torch_names().schedule_class(kind)
     except ValueError as error:
         raise BridgeError(str(error), values={"schedule": kind}) from None
+
+
+def _check(function: str, kind: type, value: Any) -> None:
+    if not isinstance(value, kind):
+        raise BridgeError(f"{function}() takes a {kind.__name__}; got {value!r}", values={"got": value})
 
 
 def _computes(schedule: Schedule, rank: int) -> tuple[Action, ...]:

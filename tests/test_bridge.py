@@ -310,6 +310,11 @@ def test_dual_pipe_is_read_one_action_after_the_other() -> None:
         (lambda: torch_schedule("ZBVZeroBubble", 4, 8, 3), "exactly 2 stages per rank"),
         (lambda: from_torch(7), "takes a pipeline_order"),
         (lambda: from_torch({}), "takes a pipeline_order"),
+        (lambda: torch_schedule(None, 2, 4), "one of its classes, or its name"),  # type: ignore[arg-type]
+        (lambda: torch_schedule(dict, 2, 4), "one of its classes, or its name"),
+        (lambda: to_torch("gpipe"), r"to_torch\(\) takes a Schedule; got 'gpipe'"),  # type: ignore[arg-type]
+        (lambda: differences(gpipe(2, 2), 5), r"differences\(\) takes a Schedule; got 5"),  # type: ignore[arg-type]
+        (lambda: as_torch(gpipe(2, 2)), r"as_torch\(\) takes a Timeline"),  # type: ignore[arg-type]
     ],
 )
 def test_what_torch_has_not_is_said(call: Callable[[], Any], says: str) -> None:
@@ -331,6 +336,13 @@ def refused(what: str) -> str:
             TorchPipeline(zero_bubble_v(P, M), [stage], nn.functional.mse_loss)
         elif what == "ranks":
             TorchPipeline(gpipe(3, M), [stage], nn.functional.mse_loss)
+        elif what == "forward only":
+            TorchPipeline(gpipe(P, M).forward_part(), [stage], nn.functional.mse_loss)
+        elif what == "idle rank":
+            idle = Schedule("one", 2, 2, 1, ("0F0 1F0 1B0 0B0", ""), (0, 0))
+            TorchPipeline(idle, [stage] * 2, nn.functional.mse_loss)
+        elif what == "number":
+            TorchPipeline(gpipe(P, M), [stage], nn.functional.mse_loss).step(torch.tensor(1.0), torch.tensor(1.0))
         elif what == "count":
             TorchPipeline("1F1B", [stage], nn.functional.mse_loss)
         else:
@@ -350,6 +362,9 @@ def refused(what: str) -> str:
         ("ranks", "is for 3 ranks, but the group has 2"),
         ("count", "needs n_microbatches="),
         ("nothing", "step takes tensors"),
+        ("number", "step takes tensors"),
+        ("forward only", "GPipe is forward only, and torch's schedules train"),
+        ("idle rank", "rank 1 has no stage in one"),
     ],
 )
 def test_what_torch_would_run_wrongly_is_refused_on_every_rank(what: str, says: str) -> None:
