@@ -13,14 +13,13 @@ BENCH_ARGS ?=
 
 LESSONS := $(sort $(wildcard notebooks/*.ipynb))
 LABS := $(sort $(wildcard solutions/*/*.ipynb))
-EXERCISES := $(sort $(wildcard exercises/*/*.ipynb))
 
 # The kernel is always this .venv's Python, whatever kernels the machine has registered.
 export JUPYTER_PREFER_ENV_PATH := 1
 PYTEST := $(BIN)/python -m pytest
-ALONE := ranks or slow or browser or soak
+SLOW := ranks or slow or browser or soak
 NONE_IS_FINE := $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])  # a part in which PYTEST_ARGS chooses no test
-NBVAL := $(PYTEST) -p no:cacheprovider --nbval-current-env --nbval-cell-timeout=120
+NBVAL := $(PYTEST) -p no:cacheprovider -n auto --dist loadfile --nbval-current-env --nbval-cell-timeout=120
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test check lint fast unit soak lessons labs notebooks build bench clean
@@ -56,12 +55,12 @@ lint: $(VENV)/.test-installed  ## lint, format and types
 fast unit soak lessons labs notebooks: export PPKIT_LIVE := 0
 
 fast: $(VENV)/.test-installed  ## the tests that start neither ranks nor browsers
-	$(PYTEST) tests -m "not ($(ALONE))" $(PYTEST_ARGS)
+	$(PYTEST) tests -m "not ($(SLOW))" $(PYTEST_ARGS)
 
-# First what may share the machine, on all its cores; then, alone, what counts processes or measures times.
+# First what may share the machine, on all its cores; then, one by one, what measures how soon something ends.
 unit: $(VENV)/.test-installed  ## the tests of the library
-	$(PYTEST) tests -n auto --dist worksteal -m "together or not ($(ALONE))" $(PYTEST_ARGS) $(NONE_IS_FINE)
-	$(PYTEST) tests -m "($(ALONE)) and not together and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(PYTEST) tests -n auto --dist worksteal -m "not alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(PYTEST) tests -m "alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 soak: $(VENV)/.test-installed  ## many runs, many notebooks at once, notebooks killed at any moment: minutes
 	$(PYTEST) tests -m soak -s $(PYTEST_ARGS)
@@ -69,8 +68,8 @@ soak: $(VENV)/.test-installed  ## many runs, many notebooks at once, notebooks k
 lessons: $(VENV)/.test-installed  ## execute the lessons, and compare every output with the stored one
 	$(if $(LESSONS),$(NBVAL) --nbval $(LESSONS),@echo "notebooks/ holds no lesson yet")
 
-labs: $(VENV)/.test-installed  ## execute every lab to its end: the solutions, and the exercises as handed out
-	$(if $(LABS),$(NBVAL) --nbval-lax $(LABS) $(EXERCISES),@echo "solutions/ holds no lab yet")
+labs: $(VENV)/.test-installed  ## execute the solution of every lab to its end
+	$(if $(LABS),$(NBVAL) --nbval-lax $(LABS),@echo "solutions/ holds no lab yet")
 
 notebooks: $(VENV)/.test-installed  ## execute the lessons and solutions, and store their outputs
 	$(BIN)/python -m ppkit.course.execute $(wildcard notebooks solutions)

@@ -18,6 +18,7 @@ manager = pytest.importorskip("jupyter_client.manager")
 pytestmark = [
     pytest.mark.ranks,
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc"),
 ]
 

@@ -17,7 +17,7 @@ from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.replicas import BLOCKS, COLLECTIVE_ALONE
 from ppkit.checks.oracle_replicas import Net, digit_shards, train
 
-pytestmark = [pytest.mark.ranks, pytest.mark.together]
+pytestmark = pytest.mark.ranks
 
 RIGHT = (72_360, 2, "four times as large", "dataparallel")
 ASKED = {"D58", "D59"}  # wrong ideas: a wrong answer to one of several questions keeps the others' points

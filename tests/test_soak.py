@@ -24,6 +24,7 @@ from ppkit.launch.starter import ForkStarter, starter
 pytestmark = [
     pytest.mark.ranks,
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc"),
 ]
 
