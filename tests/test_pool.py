@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -208,6 +210,56 @@ def test_what_a_run_leaves_is_not_there_in_the_next(shared: Ranks, leave: Callab
     after = shared.run(lambda: (os.getpid(), _describe())).results
     assert tuple(state for _, state in after) == fresh
     assert tuple(pid for pid, _ in after) == pids  # it was put back, not made anew
+
+
+def test_attributes_come_back_by_their_own_names(shared: Ranks) -> None:
+    def swap() -> None:
+        torch.sin, torch.cos = torch.cos, torch.sin
+
+    def move() -> None:
+        torch.pi_of_mine = torch.pi  # type: ignore[attr-defined]
+        del torch.pi
+
+    expected = [(torch.sin(torch.ones(1)).item(), torch.pi, False)] * 2
+    for leave in (swap, move):
+        shared.run(leave)
+        look = lambda: (torch.sin(torch.ones(1)).item(), torch.pi, hasattr(torch, "pi_of_mine"))  # noqa: E731
+        assert list(shared.run(look).results) == expected
+
+
+def test_what_is_printed_between_two_runs_is_of_neither(shared: Ranks) -> None:
+    class Talker:
+        def __del__(self) -> None:
+            print("good-bye")
+
+    def leave() -> None:
+        print("first")
+        torch.talker = Talker()  # type: ignore[attr-defined]
+
+    assert shared.run(leave).output == ("first\n",) * 2
+    assert shared.run(lambda: print("second")).output == ("second\n",) * 2
+
+
+def test_each_run_has_a_folder_of_its_own_and_the_last_ones_is_gone(shared: Ranks) -> None:
+    def folder() -> tuple[Path, list[str]]:
+        own = Path(os.readlink("/proc/self/fd/1")).parent
+        return own, sorted(path.name for path in own.parent.glob("run.*"))
+
+    first = [shared.run(folder).results for _ in range(3)]
+    assert all(len({own for own, _ in results}) == 1 for results in first)  # all ranks in one
+    assert len({results[0][0] for results in first}) == 3
+    assert all(names == [own.name] for results in first for own, names in results)
+
+
+def test_a_crash_in_a_later_run_names_the_learners_line(shared: Ranks) -> None:
+    def crash() -> None:
+        if dist.get_rank() == 1:
+            ctypes.string_at(0)
+        dist.barrier()
+
+    shared.run(faulthandler.disable)
+    with pytest.raises(RankError, match=r"rank 1 was ended by SIGSEGV\.\n.*in crash\n    ctypes\.string_at\(0\)"):
+        shared.run(crash)
 
 
 def test_memory_is_freed(shared: Ranks) -> None:

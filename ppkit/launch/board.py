@@ -68,6 +68,9 @@ class Board:
             self._map = mmap.mmap(fd, size)
         finally:
             os.close(fd)
+        if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+            # Page by page: Linux would read megabytes ahead, and fill them with zeros, at the first touch of a file.
+            self._map.madvise(mmap.MADV_RANDOM)
         self._links = n_ranks * (_STATE_SIZE + _RANK_SIZE)
         self._progress = 0
         self._sites: dict[Frame, int] = {}

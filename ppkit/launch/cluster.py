@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import pickle
 import secrets
 import tempfile
 import time
@@ -19,7 +18,7 @@ from ppkit.emulate import Emulation
 from ppkit.errors import LaunchError
 from ppkit.launch.board import Board
 from ppkit.launch.devices import DEVICES, Placement
-from ppkit.launch.rank import Plan
+from ppkit.launch.rank import Plan, read_run
 from ppkit.launch.remote import EngineTeam, Remote
 from ppkit.launch.seat import look
 from ppkit.launch.starter import remove_folder
@@ -99,8 +98,7 @@ class Engines:
 
     def start(self, run_dir: Path, n_ranks: int) -> EngineTeam:
         """Start all ranks of the run."""
-        plan: Plan = pickle.loads((run_dir / "plan").read_bytes())
-        call = (run_dir / "call").read_bytes()
+        plan, call = read_run(run_dir)
         shared = replace(plan, board=str(run_dir / "board"))
         told = [(shared, "")] * n_ranks if self._here else self._tell_of_machines(plan)
         self._each("begin", [(self._run, rank, *one, call) for rank, one in enumerate(told)], patience=None)

@@ -28,28 +28,29 @@ class KeptTeam:
         self.folder = self._context.__enter__()
         self.n_ranks = n_ranks
         self.team: Team | None = None
-        self.store = self.folder / "store.0"
         self._numbers = count(1)
+        self.run_dir = self.folder / "run.0"
+        self.store = self.folder / "store.0"
+        self.run_dir.mkdir(mode=0o700)
 
-    def next_run(self) -> Path:
-        """Make the folder of the next run."""
-        path = self.folder / f"run.{next(self._numbers)}"
-        path.mkdir(mode=0o700)
-        return path
-
-    def begin(self, run_dir: Path) -> Team:
-        """Tell the ranks of their next run; start them at the first."""
+    def begin(self) -> Team:
+        """Tell the ranks that their next run is in `run_dir`; start them at the first."""
         if self.team is None:
-            self.team = self.starter.start(run_dir, self.n_ranks)
+            self.team = self.starter.start(self.run_dir, self.n_ranks)
         else:
-            _tell(self.team, ("run", str(run_dir)))
+            _tell(self.team, ("run",))
         return self.team
 
     def renew(self, keep_group: bool) -> None:
-        """Let the ranks put themselves back, with a new process group unless it may be kept; returns at once."""
+        """Let the ranks put themselves back, with a new process group unless it may be kept; returns at once.
+
+        They make the folder of the next run, too, and remove the last one's.
+        """
         assert self.team is not None  # a run has just ended
-        self.store = self.folder / f"store.{next(self._numbers)}"
-        _tell(self.team, ("renew", str(self.store), keep_group))
+        number = next(self._numbers)
+        self.run_dir = self.folder / f"run.{number}"
+        self.store = self.folder / f"store.{number}"
+        _tell(self.team, ("renew", str(self.run_dir), str(self.store), keep_group))
 
     def is_ready(self) -> bool:
         """Tell whether every rank is there and as new; waits for it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 import weakref
@@ -142,20 +141,20 @@ class Ranks:
         begun = time.perf_counter()
         try:
             kept = self._ready()
-            run_dir = kept.next_run()
+            run_dir = kept.run_dir
             plan = make_plan(
                 self._placement, self._n_ranks, sources, kept.store,
                 emulate=emulate, observe=self._observe, threads=self._threads, seed=self._seed, returns=returns,
                 kept=True,
             )  # fmt: skip
             write_run(run_dir, plan, call)
-            board = Board(run_dir / "board", self._n_ranks)
+            team = kept.begin()
+            board = Board(run_dir / "board", self._n_ranks)  # while the ranks begin
             run = conduct(
-                kept.begin(run_dir), board, plan, self._placement, run_dir,
+                team, board, plan, self._placement, run_dir,
                 name=name, begun=begun, timeout=timeout, show=self._show,
             )  # fmt: skip
             settled = self._observe and _is_settled(run)
-            shutil.rmtree(run_dir, ignore_errors=True)
             kept.renew(keep_group=settled)  # last: from here on the ranks want the cores
         except BaseException:
             self._end(at_once=True)

@@ -20,7 +20,7 @@ from ppkit.launch.board import Board
 from ppkit.launch.devices import Placement, usable_cores
 from ppkit.launch.output import labelled
 from ppkit.launch.packing import WARN_BYTES, pack_call
-from ppkit.launch.rank import RANK_MARK, Plan
+from ppkit.launch.rank import CALL_FILE, RANK_MARK, Plan
 from ppkit.launch.run import Run, merge
 from ppkit.launch.starter import Team
 from ppkit.launch.watch import Watcher
@@ -73,8 +73,9 @@ def _directory() -> str:
 
 def write_run(run_dir: Path, plan: Plan, call: bytes) -> None:
     """Write down what the ranks will read."""
-    (run_dir / "plan").write_bytes(pickle.dumps(plan))
-    (run_dir / "call").write_bytes(call)
+    with (run_dir / CALL_FILE).open("wb") as file:
+        pickle.dump(plan, file)
+        file.write(call)
 
 
 def conduct(

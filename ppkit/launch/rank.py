@@ -8,11 +8,11 @@ import linecache
 import os
 import pickle
 import random
+import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -30,6 +30,7 @@ from ppkit.observe import leave_alone
 if TYPE_CHECKING:
     from ppkit.launch.reset import Baseline
 
+CALL_FILE = "call"  # in the folder of a run: its plan, then what to call
 RANK_MARK = "PPKIT_RANK"  # in the environment of every rank
 _RENEW_PATIENCE = 0.002  # seconds in which the notebook goes on with the last run's result
 
@@ -92,23 +93,35 @@ def run_rank(rank: int, run_dir: Path, control: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stop button signals the whole group; the notebook decides
     reporter = Reporter(rank, control)
-    _run_once(rank, run_dir, reporter, lambda: _thread.start_new_thread(reporter.answer, ()))
+    _write_into(run_dir, rank)
+    _thread.start_new_thread(reporter.answer, ())  # `Thread.start` waits until it runs, with all cores taken
+    _run_once(rank, run_dir, reporter)
     while (order := reporter.order())[0] != "finish":  # stay, so that the other ranks' connections do
         if order[0] == "renew":
-            reporter.renewed(_renew(rank, *order[1:]))
+            last, run_dir = run_dir, Path(order[1])
+            reporter.renewed(_renew(rank, last, run_dir, *order[2:]))
         else:
-            _run_once(rank, Path(order[1]), reporter)
+            _run_once(rank, run_dir, reporter)
     os._exit(0)
 
 
-def _run_once(rank: int, run_dir: Path, reporter: Reporter, begin: Callable[[], object] = lambda: None) -> None:
+def _write_into(run_dir: Path, rank: int) -> None:
+    """Leave what this rank prints, and where it crashes, in the folder of a run."""
     _redirect_output(run_dir / f"output.{rank}")
     report_faults(run_dir / f"fault.{rank}")
-    begin()  # not by `Thread.start`, which waits until it runs, with all cores taken
+
+
+def read_run(run_dir: Path) -> tuple[Plan, bytes]:
+    """Return the plan of a run, and what to call, packed."""
+    with (run_dir / CALL_FILE).open("rb") as file:
+        return pickle.load(file), file.read()
+
+
+def _run_once(rank: int, run_dir: Path, reporter: Reporter) -> None:
     own = os.getpid()
     try:
-        plan: Plan = pickle.loads((run_dir / "plan").read_bytes())
-        result = _call(rank, plan, run_dir, reporter)
+        plan, call = read_run(run_dir)
+        result = _call(rank, plan, call, run_dir, reporter)
         _end_fork(own)
         try:
             data = pack(result)[0]
@@ -134,25 +147,36 @@ def _end_fork(own: int, error: BaseException | None = None) -> None:
         os._exit(error is not None)
 
 
-def _renew(rank: int, store: str, keep_group: bool) -> str:
+def _renew(rank: int, last: Path, run_dir: Path, store: str, keep_group: bool) -> str:
     """Be as before the first run, and ready for the next; return why that cannot be, or ""."""
     plan, baseline = _kept.plan, _kept.baseline
     if plan is None or baseline is None:
         return "it was not to be kept"
     time.sleep(_RENEW_PATIENCE)
     try:
-        _redirect_output(Path(os.devnull))  # the system deletes the last run's file now, and not when the next begins
+        _redirect_output(Path(os.devnull))  # what objects of the last run print at their end is of no run
         baseline.restore()
         _set_environment(rank, plan)
         _leave_groups(keep_group)
         _join(rank, plan, store)
+        _move(rank, last, run_dir)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
-    _set_environment(rank, plan)
+def _move(rank: int, last: Path, run_dir: Path) -> None:
+    """Move from the folder of the last run, which nobody reads any more, to that of the next."""
+    run_dir.mkdir(mode=0o700, exist_ok=True)  # whoever comes first makes it
+    _write_into(run_dir, rank)
+    if rank == 0:
+        shutil.rmtree(last, ignore_errors=True)
+
+
+def _call(rank: int, plan: Plan, call: bytes, run_dir: Path, reporter: Reporter) -> Any:
+    last = _kept.plan
+    if last is None or plan.environment != last.environment:  # to the last one's it was put back
+        _set_environment(rank, plan)
     with suppress(FileNotFoundError):
         os.chdir(plan.directory)
     sys.path[:] = plan.path
@@ -161,15 +185,14 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
 
     import torch
 
-    first = _kept.plan is None
     _kept.plan = plan
     if plan.observe:
         board = Board(Path(plan.board or run_dir / "board"), plan.n_ranks)
         observation.recorder.begin(rank, plan.n_ranks, board, plan.emulation)
         reporter.recorder = observation.recorder
-    elif first:
+    elif last is None:
         leave_alone(observation.undo)
-    if plan.kept and first:
+    if plan.kept and last is None:
         from ppkit.launch.reset import Baseline
 
         _kept.baseline = Baseline()
@@ -180,7 +203,7 @@ def _call(rank: int, plan: Plan, run_dir: Path, reporter: Reporter) -> Any:
     else:
         torch.default_generator.manual_seed(plan.seed)  # the other looks for every kind of device, for 5 ms
     random.seed(plan.seed)
-    fn, args = pickle.loads((run_dir / "call").read_bytes())
+    fn, args = pickle.loads(call)
     _join(rank, plan, plan.store)
     if plan.local is not None:
         from ppkit.launch.clocks import read_clock

@@ -51,7 +51,7 @@ class Reporter:
             self._send(("report", self._pending(), learner_frames(main), self._events()))
 
     def order(self) -> tuple[Any, ...]:
-        """Return what to do next: ("finish",), ("renew", store) or ("run", run_dir), once the notebook says so."""
+        """Return what to do next: ("finish",), ("renew", ...) or ("run",), once the notebook says so."""
         return self._orders.get()
 
     def renewed(self, problem: str) -> None:

@@ -10,7 +10,8 @@ import sys
 import sysconfig
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from operator import is_
 from typing import Any
 
 import cloudpickle
@@ -37,7 +38,8 @@ class Baseline:
     """
 
     def __init__(self) -> None:
-        self._owners = [(owner, _public(owner)) for owner in [*(sys.modules[name] for name in _MODULES), *_classes()]]
+        owners = [*(sys.modules[name] for name in _MODULES), *_classes()]
+        self._owners = [(owner, dict(vars(owner))) for owner in owners]
         self._hooks = [(hooks, dict(hooks)) for hooks in _global_hooks()]
         self._settings = [(put, get()) for get, put in _settings()]
         self._imported = frozenset(sys.modules)
@@ -120,14 +122,17 @@ def _global_hooks() -> Iterator[dict[Any, Any]]:
                 yield value
 
 
-def _public(owner: Any) -> dict[str, Any]:
-    """Return a module's or class's attributes; private ones are its own affair, as the count of process groups is."""
-    return {name: value for name, value in vars(owner).items() if not name.startswith("_") or name == "__call__"}
+def _public(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out a module's or class's private attributes: they are its own affair, as the count of groups is."""
+    return {name: value for name, value in attributes.items() if not name.startswith("_") or name == "__call__"}
 
 
-def _put_back(owner: Any, names: dict[str, Any]) -> None:
+def _put_back(owner: Any, before: dict[str, Any]) -> None:
     """Give a module or class its attributes back; a submodule that was imported meanwhile stays."""
-    now = _public(owner)
+    attributes = vars(owner)
+    if list(attributes) == list(before) and all(map(is_, attributes.values(), before.values())):
+        return  # as nearly all are: quicker told of all attributes than of the public ones
+    now, names = _public(attributes), _public(before)
     for name in now.keys() - names.keys():
         if not isinstance(now[name], type(sys)):
             delattr(owner, name)
