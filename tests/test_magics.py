@@ -76,6 +76,20 @@ def test_a_syntax_error_names_the_line_of_the_cell(shell: InteractiveShell) -> N
         shell.run_cell("%%ranks 2\nx = 1\nx = = 2").raise_error()
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("x = 1\nreturn x", "'return' outside function at line 3 of the cell: return x"),
+        ("!ls", "line 2 of the cell: !ls. On ranks runs plain Python: no magic, and no shell command"),
+        ("%time 3", "line 2 of the cell: %time 3. On ranks runs plain Python"),
+    ],
+)
+def test_a_cell_that_is_no_plain_python_is_quoted(shell: InteractiveShell, body: str, says: str) -> None:
+    with pytest.raises(LaunchError) as caught:
+        shell.run_cell(f"%%ranks 2\n{body}").raise_error()
+    assert says in caught.value.message
+
+
 def test_an_error_quotes_the_cell_by_its_number_and_line(shell: InteractiveShell) -> None:
     with pytest.raises(RankError) as caught:
         shell.run_cell("%%ranks 2\nx = 0\ny = 1 / x  # here", store_history=True).raise_error()

@@ -149,9 +149,9 @@ def body_of(shell: InteractiveShell, cell: str) -> CellBody:
     try:
         code = compile(source, filename, "exec")
     except SyntaxError as error:
-        raise LaunchError(
-            f"%%ranks: {error.msg} at line {error.lineno} of the cell: {(error.text or '').strip()}"
-        ) from None
+        line = source.splitlines()[(error.lineno or 1) - 1].strip()
+        shells = ". On ranks runs plain Python: no magic, and no shell command" if line.startswith(("%", "!")) else ""
+        raise LaunchError(f"%%ranks: {error.msg} at line {error.lineno} of the cell: {line}{shells}") from None
     used = global_names(code)
     hidden = getattr(shell, "user_ns_hidden", {})
     namespace = {
