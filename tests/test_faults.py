@@ -309,3 +309,20 @@ def test_a_fork_that_returns_is_not_the_rank() -> None:
 
 def test_a_crash_leaves_no_core_file() -> None:
     assert launch(lambda: resource.getrlimit(resource.RLIMIT_CORE)[0]).results == (0, 0)
+
+
+def test_the_picture_of_a_failure_has_what_the_other_ranks_did_up_to_then() -> None:
+    def work() -> None:
+        if dist.get_rank() == 0:
+            dist.send(nn.Linear(2, 2)(torch.ones(2)).detach(), 1)
+            _recv(1)
+        else:
+            _recv(0, n=2)
+            time.sleep(0.2)
+            raise ValueError
+
+    with pytest.raises(RankError) as caught:
+        launch(work)
+    assert caught.value.timeline is not None
+    events = [(event.label, event.note) for event in caught.value.timeline.of_rank(0)]
+    assert events == [("F0", ""), ("send→1", ""), ("recv←1", "never finished")]

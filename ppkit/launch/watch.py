@@ -23,6 +23,7 @@ from ppkit.launch.starter import Team
 from ppkit.observe.fields import Row
 
 _TICK = 0.05
+_MOMENT = 0.01  # seconds after a failure in which the others come to the call that they will be stuck in
 _GRACE = 0.5  # seconds after a failure in which the other ranks may report theirs
 _STUCK = 1.5  # seconds without progress, every living rank waiting for another, that make a deadlock
 _PATIENCE = 60.0  # the same where the calls match, as they do while a large message is on its way
@@ -111,7 +112,7 @@ class Watcher:
         while not all(log.over for log in self.logs):
             self._listen(_TICK)
             if any(log.failed for log in self.logs):
-                self._listen_until(time.perf_counter() + _GRACE, lambda: all(log.over for log in self.logs))
+                self._hear_out()
                 raise self._failure()
             self._check_time()
             if self._is_stuck():
@@ -123,6 +124,12 @@ class Watcher:
             live.update(self._doing())
         if any(log.failed for log in self.logs):
             raise self._failure()
+
+    def _hear_out(self) -> None:
+        """After a failure: let the others report theirs; and ask who is at work what it has done, for the picture."""
+        self._listen_until(time.perf_counter() + _MOMENT, lambda: all(log.over for log in self.logs))
+        self._question()
+        self._listen_until(time.perf_counter() + _GRACE, lambda: all(log.over for log in self.logs))
 
     def sign_off(self) -> None:
         """Let the ranks go, and return when they are gone."""
@@ -193,12 +200,17 @@ class Watcher:
 
     def _ask(self) -> None:
         """Ask every rank that is still at work what it is doing."""
+        asked = self._question()
+        self._listen_until(time.perf_counter() + _ANSWER, lambda: all(self.logs[rank].answered for rank in asked))
+
+    def _question(self) -> list[int]:
+        """Put the question, and return whom; the answers come while one listens."""
         asked = [rank for rank, log in enumerate(self.logs) if not log.over]
         for rank in asked:
             self.logs[rank].answered = False
             with suppress(OSError):
                 self._by_rank[rank].send(("report",))
-        self._listen_until(time.perf_counter() + _ANSWER, lambda: all(self.logs[rank].answered for rank in asked))
+        return asked
 
     def _ask_all(self) -> None:
         """Ask every rank what it is doing; look into those that hold Python's lock, and so cannot answer."""
