@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ class Comparison:
         return self.second.makespan - self.first.makespan
 
     @property
+    def _same_makespan(self) -> bool:
+        """But for rounding."""
+        return math.isclose(self.first.makespan, self.second.makespan, rel_tol=1e-9)
+
+    @property
     def causes(self) -> Causes:
         """What the difference of the makespans is made of, in seconds; the parts add up to it."""
         return self._causes[0]
@@ -123,7 +129,7 @@ class Comparison:
     def _lines(self) -> Iterator[str]:
         yield f"first:   {self.first.title}"
         yield f"second:  {self.second.title}"
-        change = self.makespan_ratio - 1
+        change = 0.0 if self._same_makespan else self.makespan_ratio - 1
         longer = f"{percent(abs(change))} {'longer' if change > 0 else 'shorter'}" if change else "the same"
         yield f"makespan second ÷ first: {number(self.makespan_ratio, 4)} ({longer})"
         counts = f"missing from the second: {len(self.missing)}; extra in it: {len(self.extra)}"
@@ -131,7 +137,7 @@ class Comparison:
         if self.rows:
             unit = self.first.notes.get("unit")
             yield from _table(self.rows, unit)
-            if self.makespan_difference:
+            if not self._same_makespan:
                 yield "why the second is longer or shorter, along its critical path:"
                 yield from self.causes.lines(self._causes[1], unit)
             yield from _most_changed(self.rows, unit)
@@ -196,7 +202,8 @@ def _table(rows: tuple[Row, ...], unit: str | None) -> Iterator[str]:
 
 def _most_changed(rows: tuple[Row, ...], unit: str | None, most: int = 3) -> Iterator[str]:
     """The computations whose duration differs most, where they do."""
-    changed = [row for row in rows if row.first.lane == "compute" and row.duration_difference]
+    works = [row for row in rows if row.first.lane == "compute"]
+    changed = [row for row in works if not math.isclose(row.first.duration, row.second.duration, rel_tol=1e-9)]
     changed.sort(key=lambda row: -abs(row.duration_difference))
     if changed:
         texts = (

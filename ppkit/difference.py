@@ -57,11 +57,12 @@ class Causes(NamedTuple):
             "overhead": "overhead between operations",
             "slack": "slack of this chain in the first",
         }
+        dust = 1e-9 * max(map(abs, self))  # rounding
+        kinds = [f"{kind} {_signed(value, unit)}" for kind, value in by_kind.items() if abs(value) > dust]
         for name, seconds in sorted(self._asdict().items(), key=lambda item: -abs(item[1])):
-            if abs(seconds) > 1e-9 * max(map(abs, self)):
-                kinds = ", ".join(f"{kind} {_signed(value, unit)}" for kind, value in by_kind.items() if value)
+            if abs(seconds) > dust:
                 yield f"  {words[name]:<34}{_signed(seconds, unit):>12}" + (
-                    f"  ({kinds})" if name == "operations" and len(by_kind) > 1 else ""
+                    f"  ({', '.join(kinds)})" if name == "operations" and len(by_kind) > 1 else ""
                 )
         yield f"  {'in all':<34}{_signed(self.total, unit):>12}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,6 +147,18 @@ def test_two_rows_a_rank() -> None:
     figure = found.gantt(critical=True)
     assert any(trace.name == "critical path" for trace in figure.data)
     assert len(found.gantt(by_rank=False).layout.annotations) == 1
+
+
+def test_rounding_is_no_difference() -> None:
+    first = simulate(one_f_one_b(4, 8))
+    slower = first.compare(simulate(one_f_one_b(4, 8), Costs(forward=(1, 1, 1.5, 1), latency=0.21)))
+    assert "operations take longer" in str(slower)
+    assert "(F +3.5 s)" in str(slower)
+    moved = replace(first, events=tuple(e._replace(end=e.end * (1 + 1e-12)) for e in first))
+    text = str(first.compare(moved))
+    assert "(the same)" in text
+    assert "why" not in text
+    assert "most changed" not in text
 
 
 @pytest.mark.parametrize("other", [None, gpipe(2, 2), "measured"])
