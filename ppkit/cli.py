@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 # Exit codes; argparse also ends with 2 for arguments it cannot read.
 DONE, DIFFERS, FAILED = 0, 1, 2
+INTERRUPTED = 130  # as a shell has it
 NOT_READY = DIFFERS
 
 
@@ -124,6 +125,8 @@ def _grade_notebook(arguments: argparse.Namespace) -> int:
     from ppkit.grading.page import page
 
     for target in filter(None, (arguments.json, arguments.html)):
+        if target.is_dir():
+            raise PpkitError(f"{target} is a folder; name a file to write")
         if not target.absolute().parent.is_dir():
             raise PpkitError(f"there is no folder {target.absolute().parent} to write {target.name} into")
     show = _progress()
@@ -204,6 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except PpkitError as error:
+    except (PpkitError, OSError) as error:  # a file that cannot be written, say
         print(f"ppkit: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("ppkit: interrupted", file=sys.stderr)
+        return INTERRUPTED

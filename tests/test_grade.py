@@ -19,7 +19,7 @@ import pytest
 
 from ppkit.checks.tasks import labs
 from ppkit.cli import main
-from ppkit.grading.answers import collect
+from ppkit.grading.answers import Answers, collect
 from ppkit.grading.classroom import find_submissions
 from ppkit.grading.forbidden import suspicions
 from ppkit.grading.grade import Grade, grade
@@ -197,6 +197,49 @@ def test_schedule_function_and_others_arrive() -> None:
     assert not callable(other)
 
 
+def test_unusual_values_arrive_and_none_costs_another_answer() -> None:
+    source = """
+import collections, torch
+class Odd:
+    def __repr__(self): raise KeyError("no")
+class Slow:
+    def __repr__(self):
+        while True: pass
+Pair = collections.namedtuple("Pair", "x y")
+pair, size, odd, slow, large = Pair(1, 2), torch.Size([3, 4]), Odd(), Slow(), 10**5000
+half, good = "a\\ud800", 7
+"""
+    found = collect([Runnable(1, source)], ["pair", "size", "odd", "slow", "large", "half", "good"])
+    assert found.errors == {}
+    assert (found.values["pair"], found.values["size"], found.values["good"]) == ((1, 2), (3, 4), 7)
+    assert found.values["half"] == "a?"
+    assert {repr(found.values[name]) for name in ("odd", "slow", "large")} == {
+        "<a value that cannot be read: KeyError>",
+        "<a value that cannot be read: _TooLong>",
+        "<a number of more than 300 digits>",
+    }
+
+
+@pytest.mark.parametrize("text", ["no json\\n", "[[1]]\\n", "[" * 100_000 + "\\n", '{"begin": "x"}\\n'])
+def test_what_a_cell_writes_to_the_grader_costs_that_cell(text: str) -> None:
+    write = f"import os\nfor n in range(3, 30):\n    try: os.write(n, b'{text}')\n    except OSError: pass\nb = 2"
+    cells = [Runnable(1, "a = 1"), Runnable(2, write), Runnable(3, "c = 3")]
+    found = collect(cells, ["a", "b", "c", "d"])
+    assert found.values == {"a": 1, "c": 3}
+    assert "wrote into the grader's connection" in found.errors[2]
+
+
+def test_an_answer_that_nobody_understands_is_none() -> None:
+    forged = b'{"values": {"a": {"function": [1]}, "b": {"plain": 2}, "c": {}, "d": 5}}\n'
+    write = f"import os\nfor n in range(3, 30):\n    try: os.write(n, {forged!r})\n    except OSError: pass"
+    assert collect([Runnable(1, write)], ["a"]).values == {"b": 2}
+
+
+def test_an_error_without_words() -> None:
+    source = "class Mute(Exception):\n    def __str__(self): raise self\nraise Mute"
+    assert collect([Runnable(1, source), Runnable(2, "a = 1")], ["a"]) == Answers({"a": 1}, {1: "Mute: "})
+
+
 # --- which lab ---
 
 
@@ -216,6 +259,13 @@ def test_lab_is_found_by_name_or_by_import_or_said(tmp_path: Path) -> None:
     assert read(nameless, LABS, "lab01").lab.name == "lab01"
     with pytest.raises(GradingError, match="there is no lab 'lab99'"):
         read(nameless, LABS, "lab99")
+
+
+def test_a_page_that_cannot_be_written_is_said_before_grading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["grade", str(notebook("exercises")), "--html", str(tmp_path)]) == 2
+    assert "is a folder; name a file to write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["no json", "{}", '{"nbformat": 3}'])

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +70,18 @@ def collect(cells: Iterable[Runnable], names: Iterable[str]) -> Answers:
             else:
                 for name, lines in sources.items():  # reports quote them
                     linecache.cache[name] = (len("".join(lines)), None, lines, name)
-                return Answers({n: open_in_grader(v) for n, v in message["values"].items()}, errors)
+                return Answers(_opened(message["values"]), errors)
         if not begun:
             break
     return Answers({}, errors)
+
+
+def _opened(closed: Mapping[str, Any]) -> dict[str, Any]:
+    values = {}
+    for name, one in closed.items():
+        with suppress(Exception):  # what no answer of this kit looks like, a cell has written itself
+            values[name] = open_in_grader(one)
+    return values
 
 
 def _filename(number: int) -> str:
@@ -120,12 +128,29 @@ def _listen(stream: IO[bytes], process: subprocess.Popen[bytes]) -> Iterator[dic
                 break
             *lines, waiting = (waiting + chunk).split(b"\n")
             for line in lines:
-                message = json.loads(line)
+                message = _understood(line)
                 yield message
+                if "gone" in message:
+                    return
                 if "values" in message:
                     return
-    code = process.wait()
+    try:
+        code = process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        yield {"gone": "closed the grader's connection, and was ended"}
+        return
     yield {"gone": f"ended the process, with {f'signal {-code}' if code < 0 else f'exit code {code}'}"}
+
+
+def _understood(line: bytes) -> dict[str, Any]:
+    """A message of the process; what a cell has written in between ends it."""
+    try:
+        match json.loads(line):
+            case {"begin": int()} | {"error": str()} | {"gone": str()} | {"values": dict()} as message:
+                return message  # type: ignore[no-any-return]
+    except (ValueError, RecursionError):
+        pass
+    return {"gone": "wrote into the grader's connection, and was ended"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -163,10 +188,19 @@ def _main(descriptor: int) -> None:
             say(begin=number)
             if error := _execute(source, _filename(number), vars(module)):
                 say(error=error)
-        found = {name: close(vars(module)[name]) for name in task["names"] if name in vars(module)}
-        say(values=found)
+        say(values={name: _closed(vars(module)[name]) for name in task["names"] if name in vars(module)})
         stream.flush()
     os._exit(0)
+
+
+def _closed(value: Any) -> dict[str, Any]:
+    signal.setitimer(signal.ITIMER_REAL, CELL_SECONDS / 4)  # a learner's own `__repr__` may never end
+    try:
+        return close(value)
+    except BaseException as error:
+        return {"other": [type(value).__name__, f"<a value that cannot be read: {type(error).__name__}>"]}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _execute(source: str, filename: str, namespace: dict[str, Any]) -> str:
@@ -178,12 +212,19 @@ def _execute(source: str, filename: str, namespace: dict[str, Any]) -> str:
     except _TooLong:
         return f"ran for more than {CELL_SECONDS:g} s and was ended"
     except SystemExit as error:
-        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
+        return f"called sys.exit({'' if error.code is None else _text(error.code)})"
     except BaseException as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {_text(error, str)}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return ""
+
+
+def _text(value: Any, to_text: Callable[[Any], str] = repr) -> str:
+    try:
+        return to_text(value).encode(errors="replace").decode()[:2000]
+    except BaseException:  # of a learner's own class
+        return ""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ppkit.schedule import Action, Schedule
 __all__ = ["close", "open_in_grader"]
 
 _DEPTH = 6  # of lists in lists; an answer needs two
+_MOST = 10**300  # JSON cannot read thousands of digits
 
 
 def _parameter(name: str, kind: int, has_default: bool) -> inspect.Parameter:
@@ -22,9 +23,20 @@ def _parameter(name: str, kind: int, has_default: bool) -> inspect.Parameter:
 
 def close(value: Any, depth: int = 0) -> dict[str, Any]:
     """Turn an answer into what JSON holds; runs in the process that ran the learner's cells."""
+    try:
+        return _close(value, depth)
+    except Exception as error:  # of a learner's own `__repr__`, say; the other answers are handed over all the same
+        return {"other": [type(value).__name__, f"<a value that cannot be read: {type(error).__name__}>"]}
+
+
+def _close(value: Any, depth: int) -> dict[str, Any]:
     match value:
-        case None | bool() | int() | str():
+        case int() if not isinstance(value, bool) and abs(value) >= _MOST:
+            return {"other": ["int", "<a number of more than 300 digits>"]}
+        case None | bool() | int():
             return {"plain": value}
+        case str():
+            return {"plain": value.encode(errors="replace").decode()}  # half a character would fail when it is written
         case float():
             return {"float": repr(value)}
         case _ if value is Ellipsis:
@@ -32,7 +44,8 @@ def close(value: Any, depth: int = 0) -> dict[str, Any]:
         case Action():
             return {"plain": str(value)}
         case list() | tuple() if depth < _DEPTH:
-            return {type(value).__name__: [close(item, depth + 1) for item in value]}
+            # A named tuple and torch.Size are tuples.
+            return {"list" if isinstance(value, list) else "tuple": [close(item, depth + 1) for item in value]}
         case dict() if depth < _DEPTH:
             return {"pairs": [[close(key, depth + 1), close(item, depth + 1)] for key, item in value.items()]}
         case Schedule():
