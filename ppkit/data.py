@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ppkit.values import whole
 from ppkit.vocabulary import DataError, Vocabulary
 
 __all__ = [
@@ -78,6 +79,7 @@ def batches(
     Raises:
         DataError: no rows in a batch, or inputs and targets that don't pair.
     """
+    _check_whole("batches", batch_size=batch_size, **({} if seed is None else {"seed": seed}))
     if batch_size < 1:
         raise DataError(f"batches: batch_size is {batch_size}; it must be at least 1")
     if len(inputs) != len(targets):
@@ -120,8 +122,8 @@ def text(split: str = "train") -> str:
             f"text: this Python lacks pydoc_data.topics, the help topics of the standard library ({error}); "
             "use a Python with the full standard library"
         ) from error
-    whole = "\n\n".join(topics[name] for name in sorted(topics)).translate(_PLAIN)
-    plain = re.sub(r"[^\n -~]", "?", whole)
+    every = "\n\n".join(topics[name] for name in sorted(topics)).translate(_PLAIN)
+    plain = re.sub(r"[^\n -~]", "?", every)
     cut = len(plain) * 9 // 10
     return plain[:cut] if split == "train" else plain[cut:]
 
@@ -148,11 +150,18 @@ def text_windows(
         DataError: unknown split, or the text is too short for this.
     """
     stride = length if stride is None else stride
+    _check_whole("text_windows", length=length, stride=stride)
     if length < 1 or stride < 1:
         raise DataError(f"text_windows: length={length}, stride={stride}; both must be at least 1")
     tokens = CHARACTERS.encode(text(split))
     available = max(0, (len(tokens) - length - 1) // stride + 1)
+    if not available:
+        raise DataError(
+            f"text_windows: the {split} text, {len(tokens)} characters, holds no window of length {length}; use a "
+            "smaller length"
+        )
     n_windows = available if n_windows is None else n_windows
+    _check_whole("text_windows", n_windows=n_windows)
     if not 1 <= n_windows <= available:
         raise DataError(
             f"text_windows: asked for {n_windows} windows of length {length}, but the {split} text, "
@@ -193,6 +202,7 @@ def spell(number: int) -> str:
     Raises:
         DataError: the number is outside the range.
     """
+    _check_whole("spell", number=number)
     if not 0 <= number <= 999_999:
         raise DataError(f"spell: {number} is outside 0..999999")
     if number < 20:
@@ -230,6 +240,7 @@ def numbers_as_words(
     Raises:
         DataError: unknown split, or more numbers than there are.
     """
+    _check_whole("numbers_as_words", maximum=maximum)
     if not 9 <= maximum <= 999_999:
         raise DataError(f"numbers_as_words: maximum is {maximum}; it must be in 9..999999")
     order = _permutation(maximum + 1)
@@ -253,6 +264,12 @@ def _permutation(n: int, seed: int = 0) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
+def _check_whole(where: str, **numbers: object) -> None:
+    for name, number in numbers.items():
+        if whole(number) is None:
+            raise DataError(f"{where}: {name} is {number!r}; it must be a whole number", values={name: number})
+
+
 def _check_split(split: str) -> None:
     if split not in ("train", "test"):
         raise DataError(f'split is {split!r}; use "train" or "test"')
@@ -263,6 +280,7 @@ def _part(order: Tensor, split: str, *, n_test: int, take: int | None, what: str
     _check_split(split)
     rows = order[:-n_test] if split == "train" else order[-n_test:]
     take = len(rows) if take is None else take
+    _check_whole(what, asked=take)
     if not 1 <= take <= len(rows):
         raise DataError(
             f"asked for {take} {what}, but the {split} split has {len(rows)}; use 1..{len(rows)}",

@@ -83,6 +83,9 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Raise ModelError if T is more than the model's length."""
+        if tokens.dim() != 2:
+            got = list(tokens.shape)
+            raise ModelError(f"tokens must have shape [N, T], got {got}; tokens[None] makes one row a batch")
         length, longest = tokens.shape[1], self.positions.num_embeddings
         if length > longest:
             raise ModelError(f"got sequences of {length} tokens, but this model takes {longest} at most")

@@ -48,6 +48,8 @@ class Vocabulary:
         return torch.tensor(self._tokens(text), dtype=torch.int64)
 
     def _tokens(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise DataError(f"encode: takes a text; got {text!r}")
         symbols = text.split(self.separator) if self.separator else text
         try:
             return [self._token_of[symbol] for symbol in symbols]
@@ -70,6 +72,8 @@ class Vocabulary:
         Raises:
             DataError: a token is not in the vocabulary, or there is more than one row.
         """
+        if not isinstance(tokens, Tensor):
+            raise DataError(f"decode: takes a tensor of tokens, shape [L]; got {tokens!r}")
         if tokens.dim() != 1:
             shape = list(tokens.shape)
             raise DataError(f"decode: takes one row of tokens, shape [L], got shape {shape}; decode row by row")

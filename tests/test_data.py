@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -229,7 +230,7 @@ def test_bad_windows_are_refused():
         data.text_windows(0)
     with pytest.raises(data.DataError, match=r"asked for 10000000 windows of length 8.*use 1\.\."):
         data.text_windows(8, n_windows=10_000_000)
-    with pytest.raises(data.DataError, match="holds 0"):
+    with pytest.raises(data.DataError, match="holds no window of length 10000000"):
         data.text_windows(10_000_000)
 
 
@@ -347,3 +348,26 @@ def test_more_than_there_is():
         data.numbers_as_words(maximum=999, n_pairs=901)
     with pytest.raises(data.DataError, match=r"maximum is 1000000; it must be in 9\.\.999999"):
         data.numbers_as_words(maximum=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: data.digits(n_images=2.5), "asked is 2.5; it must be a whole number"),
+        (
+            lambda: data.batches(torch.ones(4), torch.ones(4), 2.5),
+            "batches: batch_size is 2.5; it must be a whole number",
+        ),
+        (lambda: data.batches(torch.ones(4), torch.ones(4), 2, seed="x"), "batches: seed is 'x'"),
+        (lambda: data.text_windows("a"), "text_windows: length is 'a'"),
+        (lambda: data.text_windows(10**9), "holds no window of length 1000000000; use a smaller length"),
+        (lambda: data.spell("7"), "spell: number is '7'"),
+        (lambda: data.spell(1.5), "spell: number is 1.5"),
+        (lambda: data.numbers_as_words(maximum="x"), "numbers_as_words: maximum is 'x'"),
+        (lambda: data.CHARACTERS.encode(5), "encode: takes a text; got 5"),
+        (lambda: data.CHARACTERS.decode([1, 2]), "decode: takes a tensor of tokens"),
+    ],
+)
+def test_what_is_no_whole_number_or_text_is_refused(make, says):
+    with pytest.raises(data.DataError, match=re.escape(says)):
+        make()

@@ -376,6 +376,8 @@ def test_sizes_that_cannot_be(build, message):
 
 
 def test_too_long_a_sequence_is_refused_with_both_lengths():
+    with pytest.raises(models.ModelError, match=r"must have shape \[N, T\], got \[12\]"):
+        small_lm()(torch.zeros(12, dtype=torch.int64))
     with pytest.raises(models.ModelError, match="sequences of 13 tokens, but this model takes 12 at most"):
         small_lm()(torch.zeros(1, 13, dtype=torch.int64))
 
