@@ -21,7 +21,7 @@ from ppkit.checks.tasks import labs
 from ppkit.cli import main
 from ppkit.grading.answers import Answers, collect
 from ppkit.grading.classroom import find_submissions
-from ppkit.grading.forbidden import suspicions
+from ppkit.grading.forbidden import imported_names, suspicions
 from ppkit.grading.grade import Grade, grade
 from ppkit.grading.page import page
 from ppkit.grading.sealed import close, open_in_grader
@@ -332,11 +332,83 @@ def test_no_solution_is_suspicious(name: str) -> None:
         "import os\nrank = int(os.environ['RANK'])",
         "from ppkit.checks import lab01",
         "value = getattr(stage, 'weight', None)",
+        "from concurrent.futures import ThreadPoolExecutor\nfrom types import SimpleNamespace\nimport pandas as pd",
+        "import numpy as np, torch.nn.functional as F\nnp.save_to = torch.distributed.send\nos.path.join('a', 'b')",
     ],
 )
 def test_what_is_ordinary_is_not_suspicious(source: str) -> None:
+    assert _suspicions(source) == []
 
-    assert [flag for node in ast.parse(source).body for flag in suspicions(node, "lab01")] == []
+
+def _suspicions(source: str) -> list[str]:
+    body = ast.parse(source).body
+    names = imported_names(body)
+    return [flag for node in body for flag in suspicions(node, "lab01", names)]
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_no_right_answer_is_suspicious(name: str) -> None:
+    assert _suspicions((Path(__file__).parent / "submissions" / name / "right.py").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from sys import _getframe",
+        "from sys import modules as loaded",
+        "import sys as s\ns.modules",
+        "import sys\nt = sys\nt.modules",
+        "import sys\ngetattr(sys, 'modules')",
+        "from os import popen",
+        "import os as o\no.read(o.open('x', 0), 9)",
+        "import linecache",
+        "import codecs, tokenize",
+        "import numpy as np\nnp.genfromtxt('x')",
+        "from torch import load",
+        "def f():\n    import torch as t\n    t.save(1, 'x')",
+        "from operator import attrgetter",
+        "import timeit",
+        "from threading import settrace",
+        "from ppkit.checks import lab01 as kit",
+        "import ppkit as p\np.checks.reference",
+        "import urllib3",
+        "import torch.distributed as dist\ndist.FileStore('x', 2)",
+        "match f:\n    case object(__globals__=g): pass",
+    ],
+)
+def test_a_detour_is_suspicious_too(source: str) -> None:
+    assert _suspicions(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ppkit as p\nmy_schedule = p.naive(3)",
+        "import ppkit\nmy_schedule = ppkit.builders.naive(3)",
+        "from ppkit import *\nmy_schedule = naive(3)",
+        "from ppkit import gpipe as g\nmy_schedule = g(3, 1)",
+        "from ppkit.quick import build\nmy_schedule = build('GPipe', 3, 1, 1)",
+        "import ppkit\nclass A:\n    def make(self): return ppkit.naive(3)\nmade = A()\nmy_schedule = made.make()",
+        "from ppkit import naive\nmy_schedule = naive(3)\ndef naive(n): pass",
+    ],
+)
+def test_what_the_task_asks_to_build_is_found_behind_other_names_and_costs_no_other_task(
+    source: str, tmp_path: Path
+) -> None:
+    *before, answer = source.split("\n")
+    if answer.startswith("def"):
+        before, answer = [], source
+    edit = answering({"task-1": answer}, "\n".join(before))
+    submission = read(edited(tmp_path / "a.ipynb", edit), LABS)
+    flagged = {task.cell: submission.flags(task) for task in submission.lab.tasks}
+    assert any("which the task asks to build" in flag for flag in flagged.pop("check-1"))
+    assert not any(flagged.values())
+
+
+def test_the_kits_own_may_be_used_where_the_task_does_not_ask_for_it(tmp_path: Path) -> None:
+    source = "from ppkit import naive, simulate\nbusy_fraction = 1 - simulate(naive(3)).bubble_fraction"
+    submission = read(edited(tmp_path / "a.ipynb", answering({"task-2": source})), LABS)
+    assert not any(map(submission.flags, submission.lab.tasks))
 
 
 # --- a class ---

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppkit.cells import Cell, ExportError, code_cells, parse_cell
+from ppkit.cells import Cell, ExportError, Statement, code_cells, parse_cell
 from ppkit.checks.tasks import Lab, Task
 from ppkit.errors import PpkitError
-from ppkit.grading.forbidden import suspicions
+from ppkit.grading.forbidden import borrowed, imported_names, suspicions
 
 __all__ = ["GradingError", "Runnable", "Submission", "read"]
 
@@ -80,16 +80,18 @@ def read(path: Path, labs: Mapping[str, Lab], lab: str | None = None) -> Submiss
     except (OSError, UnicodeDecodeError, ExportError) as error:
         raise GradingError(f"{path} cannot be graded: {error}") from None
     chosen = _choose(path, [source for _, source in sources], labs, lab)
-    cells: list[Runnable] = []
+    parsed: dict[int, Cell] = {}
     unread: dict[int, str] = {}
     for number, source in sources:
         try:
-            cell = parse_cell(source, number, path.name)
+            parsed[number] = parse_cell(source, number, path.name)
         except ExportError as error:
             unread[number] = error.message
-        else:
-            cells.append(_runnable(cell, number, source, chosen))
-    return Submission(path, chosen, tuple(cells), unread)
+    kept = {n: [one for one in cell.statements if not _calls_lab(one.node, chosen.name)] for n, cell in parsed.items()}
+    flags = _flags(kept, chosen)
+    texts = dict(sources)
+    cells = tuple(Runnable(n, _text(kept[n], texts[n]), tuple(flags[n])) for n in parsed)
+    return Submission(path, chosen, cells, unread)
 
 
 def _choose(path: Path, sources: Iterable[str], labs: Mapping[str, Lab], lab: str | None) -> Lab:
@@ -110,25 +112,44 @@ def _choose(path: Path, sources: Iterable[str], labs: Mapping[str, Lab], lab: st
     )
 
 
-def _runnable(cell: Cell, number: int, source: str, lab: Lab) -> Runnable:
-    """Leave out what calls the lab's checks and what only IPython understands; the other lines keep their numbers."""
+def _text(kept: Iterable[Statement], source: str) -> str:
+    """What is run of a cell: without the lab's checks and what only IPython understands; lines keep their numbers."""
     lines = [""] * (source.count("\n") + 1)
-    names: set[str] = set()
-    kept = [statement for statement in cell.statements if not _calls_lab(statement.node, lab.name)]
     for statement in kept:
-        names |= statement.binds
         at = int(statement.where.rpartition(" ")[2]) - 1
         first, *others = statement.text.split("\n")
         lines[at : at + 1 + len(others)] = [f"{lines[at]}; {first}" if lines[at] else first, *others]
-    text = "\n".join(lines)
-    own = {name for statement in kept if not isinstance(statement.node, _IMPORTS) for name in statement.binds}
-    built = tuple(name for task in lab.tasks if names & set(task.answers) for name in task.built if name not in own)
-    flags = tuple(
-        (getattr(statement.node, "name", ""), flag)
-        for statement in kept
-        for flag in suspicions(statement.node, lab.name, built)
-    )
-    return Runnable(number, text, flags)
+    return "\n".join(lines)
+
+
+def _flags(cells: Mapping[int, list[Statement]], lab: Lab) -> dict[int, list[tuple[str, str]]]:
+    """For each cell, what in it a person should look at, and where."""
+    statements = [statement for kept in cells.values() for statement in kept]
+    names = imported_names(statement.node for statement in statements)
+    found = {
+        number: [
+            (getattr(statement.node, "name", ""), flag)
+            for statement in kept
+            for flag in suspicions(statement.node, lab.name, names)
+        ]
+        for number, kept in cells.items()
+    }
+    for task in lab.tasks:
+        for statement in _answering(task, cells.values()) if task.built else ():
+            # It counts for this task alone, wherever it stands.
+            found[statement.cell] += [(task.answers[0], flag) for flag in borrowed(statement.node, task.built, names)]
+    return found
+
+
+def _answering(task: Task, cells: Iterable[list[Statement]]) -> list[Statement]:
+    """The statements of the cells that set a task's answers, and those that they call upon."""
+    cells = list(cells)
+    chosen = [one for kept in cells if any(one.binds & set(task.answers) for one in kept) for one in kept]
+    others = [one for kept in cells for one in kept if not isinstance(one.node, _IMPORTS)]
+    for statement in chosen:  # which grows
+        needed = statement.uses.now | statement.uses.later
+        chosen += [one for one in others if one.binds & needed and one not in chosen]
+    return chosen
 
 
 def _calls_lab(node: ast.stmt, lab: str) -> bool:

@@ -121,6 +121,15 @@ CHEATS = {
     "the kit's schedule is handed in": Cheat(
         {"task-1": "from ppkit import naive\nmy_schedule = naive(3).with_comms()"}, flag="which the task asks to build"
     ),
+    "the kit's schedule is handed in by a helper with another name": Cheat(
+        {"task-1": "my_schedule = mine()"},
+        before="import ppkit as p\ndef mine():\n    return p.gpipe(3, 1).with_comms()",
+        flag="which the task asks to build",
+    ),
+    "the reference is imported under another name": Cheat(
+        {"task-6": "import ppkit.checks.reference.naive as kit\ntrain_step = kit.train_step"},
+        flag="imports `ppkit.checks",
+    ),
     "the measuring is turned off on the ranks": Cheat(
         {
             "task-3": "def forward_stage(stage, batch, shape, rank, n_ranks):\n"
