@@ -7,6 +7,7 @@ from itertools import accumulate, combinations, pairwise
 
 import pytest
 import torch
+from bank import bank, graded
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -15,6 +16,7 @@ from ppkit.checks.drivers import lab07 as drivers
 from ppkit.checks.lab07.cutting import CASES, LARGE
 from ppkit.checks.lab07.oracle import build_skip_stages, build_thick_stages, train, without_recomputation
 from ppkit.checks.lab07.recompute import SEED
+from ppkit.checks.mistakes import balance_skips as mistakes
 from ppkit.checks.oracle_gpipe import Cut, cut
 from ppkit.checks.reference.skips import skip_step
 from ppkit.checks.steps import digits_cut
@@ -131,6 +133,33 @@ def test_equal_counts_fail_in_several_cases() -> None:
     sums = [(stage_sums(c, equal_sizes(len(c), n)), stage_sums(c, partition(c, n))) for c, n in [*CASES, LARGE]]
     assert sum(max(by_count) > max(best) * 1.001 for by_count, best in sums) >= 5
     assert list(accumulate(partition(*LARGE)))[-1] == len(LARGE[0]) == 48
+
+
+UNLISTED = {
+    "all_as_slow_as_the_slowest": mistakes.SLOW,
+    "the_part_at_work": mistakes.BUSY,
+    "one_after_the_other": mistakes.OTHER_TIME,
+    "smallest_sum_of_all_stages": mistakes.NOT_THE_BEST,
+    "begins_with_zeros_like": mistakes.RUNNING,
+    "begins_with_whatever_was_there": mistakes.GARBAGE,
+    "arguments_swapped": mistakes.SWAPPED,
+    "no_gradient_of_the_input": mistakes.NO_INPUT_GRAD,
+    "parameters_get_no_gradient": mistakes.NOT_ADDED,
+    "evaluates_the_first_time": mistakes.NO_DROPOUT,
+    "two_backwards_of_one_graph": mistakes.S103_AGAIN,
+}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", UNLISTED)
+def test_mistake_without_a_number_of_its_own_has_hints_of_its_own(name: str) -> None:
+    report, _ = graded(bank("lab07", "wrong")[name])
+    assert report.hints == UNLISTED[name].hints
+
+
+def test_idle_part_alone_that_is_wrong_gets_no_hints_for_the_times() -> None:
+    for times, mistake in (((126, 105), mistakes.OTHER_IDLE), ((126, 100), mistakes.OTHER_TIME)):
+        assert lab07.check_predictions(*times, 17 / 39).hints == mistake.hints
 
 
 @pytest.mark.ranks

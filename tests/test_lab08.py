@@ -131,13 +131,14 @@ def test_near_the_best_there_are_half_of_the_points() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "points", "words"), [(None, 6.0, "no number yet"), (1.9, 6.0, "too small"), (2.1, 12.0, "")]
+    ("seconds", "points", "words"),
+    [(None, 6.0, "no number yet"), (1.9, 6.0, "too small."), (2100, 6.0, "not milliseconds"), (2.1, 12.0, "")],
 )
 def test_prediction_is_the_other_half(seconds: float | None, points: float, words: str) -> None:
     report = lab08.check_home(GOOD, seconds)
     assert report == points
     assert words in str(report)
-    assert report.mistake == ("P139" if seconds == 1.9 else None)
+    assert report.mistake == ("P139" if seconds and points == 6.0 else None)
 
 
 def test_what_is_left_blank_is_not_done_yet() -> None:
@@ -145,6 +146,7 @@ def test_what_is_left_blank_is_not_done_yet() -> None:
     assert not report.done
     assert "'replicas', 'stages', 'microbatches', 'schedule'" in str(report)
     assert "'stages'" in str(lab08.check_server({"replicas": 1, "microbatches": 1}))
+    assert "does not say yet: 'in_a_node'" in str(lab08.check_cluster({"replicas": 8, "stages": 4, "microbatches": 32}))
     assert not lab08.check_claims("c", ..., None, "a", "d").done
     assert lab08.check_claims("c", "b", "a", "a", "d") == 12.0
 

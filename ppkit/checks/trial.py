@@ -44,6 +44,7 @@ _ASKED = re.compile(r"(?:tried to allocate|buy new) (\d+) bytes|Unable to alloca
 # What torch says -> the mistake behind it. The first that matches counts.
 _RAISED = (
     (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02_SENT),
+    (r"'NoneType' object has no attribute '(detach|clone|contiguous)'(?s:.*)\.grad\b", N02_SENT),
     (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
     (_NO_MEMORY, MEMORY),
     (r"must be Tensor, not int", NOT_RECEIVED),

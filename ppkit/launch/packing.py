@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import linecache
@@ -62,11 +63,13 @@ class Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no t
         self.filenames: set[str] = set()
 
     def reducer_override(self, obj: Any) -> Any:
-        """Pickle GPU tensors by their CPU copy; leave all else to cloudpickle."""
+        """Pickle GPU tensors by their CPU copy, a cell's cached functions by value, all else as cloudpickle does."""
         if isinstance(obj, types.FunctionType):
             self.filenames.add(obj.__code__.co_filename)
         elif isinstance(obj, Packed):
             self.filenames |= obj.sources
+        elif isinstance(obj, functools._lru_cache_wrapper) and obj.__module__ == "__main__":
+            return _cached, (obj.__wrapped__, obj.cache_parameters())  # it would go by a name that no rank knows
         elif "torch" in sys.modules and isinstance(obj, sys.modules["torch"].Tensor) and obj.is_cuda:
             return _same, (obj.detach().cpu().requires_grad_(obj.requires_grad),)
         return super().reducer_override(obj)
@@ -74,6 +77,12 @@ class Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no t
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _cached(function: Callable[..., Any], parameters: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function with an empty cache of its own."""
+    made: Callable[..., Any] = functools.lru_cache(**parameters)(function)
+    return made
 
 
 def pack(value: Any) -> tuple[bytes, dict[str, list[str]]]:

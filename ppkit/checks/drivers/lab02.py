@@ -136,11 +136,19 @@ def _watched(stage: nn.Module, keep_inputs: bool) -> Iterator[dict[str, int]]:
     kept: list[Any] = []
     pointers: set[int] = set()
     plain = Tensor.backward
+    inside = False
 
     def backward(self: Tensor, gradient: Any = None, retain_graph: Any = None, *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        if inside:  # that of a subclass, such as a buffer whose send is watched, calls Tensor's
+            return plain(self, gradient, retain_graph, *args, **kwargs)  # type: ignore[no-untyped-call]
+        inside = True
         watch["backwards"] += 1
         watch["retained"] += bool(retain_graph)
-        return plain(self, gradient, retain_graph, *args, **kwargs)  # type: ignore[no-untyped-call]
+        try:
+            return plain(self, gradient, retain_graph, *args, **kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            inside = False
 
     def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if keep_inputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppkit.checks.lab07.cutting import check_cut_layers, show_cuts
-from ppkit.checks.lab07.paper import check_predictions
+from ppkit.checks.lab07.paper import ask_predictions, check_predictions
 from ppkit.checks.lab07.recompute import check_recomputation
 from ppkit.checks.lab07.training import check_first_rank_step, check_skip_step, show_step
 from ppkit.checks.lab07.verify import check_find_skips
@@ -12,6 +12,7 @@ from ppkit.checks.tasks import Task
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_predictions",
     "check_predictions",
     "check_cut_layers",
     "check_find_skips",

@@ -45,9 +45,8 @@ def check_cut_layers(cut_layers: Any) -> Passed:
         raise Unfinished("your function returned None.")
     for case, sizes in zip(CASES, seen["cuts"], strict=True):
         _require_cut(*case, sizes)
-    by_count = all(max(sizes) - min(sizes) <= 1 for sizes in seen["cuts"])
     for case, sizes in zip(CASES, seen["cuts"], strict=True):
-        _require_best(*case, sizes, by_count)
+        _require_best(*case, sizes, seen["cuts"])
     for (costs, n_stages), (kind, text) in zip(IMPOSSIBLE, seen["refused"], strict=True):
         _require_refused(len(costs), n_stages, kind, text)
     try:
@@ -58,7 +57,7 @@ def check_cut_layers(cut_layers: Any) -> Passed:
             raise Wrong(f"{what}, {verdict.facts[0].partition(': ')[2]}", mistake=S95) from None
         raise
     _require_cut(*LARGE, sizes)
-    _require_best(*LARGE, sizes, by_count=False)
+    _require_best(*LARGE, sizes)
     return Passed(
         f"{len(CASES)} small models and one of {len(LARGE[0])} layers: no cut has a less expensive slowest stage.",
         "More stages than layers are refused, with both numbers.",
@@ -83,13 +82,21 @@ def _require_cut(costs: Costs, n_stages: int, sizes: Any) -> None:
         raise Wrong(f"{what} returned {sizes}, which makes {sum(sizes)} layers of {len(costs)}.", mistake=S96)
 
 
-def _require_best(costs: Costs, n_stages: int, sizes: list[int], by_count: bool) -> None:
+def _require_best(costs: Costs, n_stages: int, sizes: list[int], cuts: Sequence[list[int]] = ()) -> None:
     got, best = (max(stage_sums(costs, cut)) for cut in (sizes, partition(costs, n_stages)))
     if got > best * (1 + 1e-6):
         stages = ", ".join(f"{cost:g}" for cost in stage_sums(costs, sizes))
         text = f"returned {sizes}: stages of {stages}. A cut with no stage above {best:g} is possible."
-        mistake: Mistake = H69 if by_count else S94 if sizes in _greedy(costs, n_stages) else NOT_THE_BEST
-        raise Wrong(f"{_call(costs, n_stages)} {text}", mistake=mistake)
+        raise Wrong(f"{_call(costs, n_stages)} {text}", mistake=_rule(costs, sizes, cuts))
+
+
+def _rule(costs: Costs, sizes: list[int], cuts: Sequence[list[int]]) -> Mistake:
+    """The mistake behind a cut that is not the best, by it and by the cuts of all small models."""
+    if cuts and all(max(one) - min(one) <= 1 for one in cuts):
+        return H69
+    if all(cut[1:] == [1] * (len(cut) - 1) or cut[:-1] == [1] * (len(cut) - 1) for cut in cuts):
+        return NOT_THE_BEST  # as if all cuts were equally good: a greedy one is not that uneven everywhere
+    return S94 if sizes in _greedy(costs, len(sizes)) else NOT_THE_BEST
 
 
 def _require_refused(n_layers: int, n_stages: int, kind: str, text: Any) -> None:

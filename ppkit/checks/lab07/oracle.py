@@ -56,8 +56,9 @@ def train(stages: Sequence[nn.Module], batches: Sequence[Cut], mistake: str = ""
         batches: in micro-batches.
         mistake: "chain" or "skip": the first stage learns by that part of its gradient alone; "mean": by half of
             both; "chain twice", "skip twice": by one part too much; "G25": by the skip's part of another micro-batch,
-            in the opposite order; "G18": unscaled losses; "G19": scaled twice; "G20": the mean of means; "G22": the
-            last micro-batch alone; "never": gradients are never cleared.
+            in the opposite order; "running": by those of the micro-batches before, too; "swapped": the last stage's
+            arguments in the opposite order; "G18": unscaled losses; "G19": scaled twice; "G20": the mean of means;
+            "G22": the last micro-batch alone; "never": gradients are never cleared.
     """
     stages = [copy.deepcopy(stage) for stage in stages]
     velocities: dict[nn.Parameter, Tensor] = {}
@@ -72,14 +73,16 @@ def train(stages: Sequence[nn.Module], batches: Sequence[Cut], mistake: str = ""
     return Training(tuple(losses), tuple(weights))
 
 
-def _forward(stages: Sequence[nn.Module], inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    stages: Sequence[nn.Module], inputs: Tensor, swapped: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The first stage's output, two leaves of its values for its two users, and the last stage's output."""
     output = stages[0](inputs)
     chain, skip = (output.detach().requires_grad_() for _ in range(2))
     x = chain
     for stage in stages[1:-1]:
         x = stage(x)
-    return output, chain, skip, stages[-1](x, skip)
+    return output, chain, skip, stages[-1](skip, x) if swapped else stages[-1](x, skip)
 
 
 def _batch_loss(stages: Sequence[nn.Module], data: Cut) -> float:
@@ -101,7 +104,7 @@ def _backwards(stages: Sequence[nn.Module], data: Cut, mistake: str) -> None:
             _clear(stages)
         share = len(targets) / data.n_rows
         factor = {"G18": 1.0, "G19": share / m, "G20": 1 / m}.get(mistake, share)
-        output, chain, skip, scores = _forward(stages, inputs)
+        output, chain, skip, scores = _forward(stages, inputs, mistake == "swapped")
         torch.autograd.backward(cross_entropy(scores, targets) * factor)
         assert chain.grad is not None  # both were used
         assert skip.grad is not None
@@ -110,8 +113,12 @@ def _backwards(stages: Sequence[nn.Module], data: Cut, mistake: str) -> None:
         _clear(stages[:1])
         parts = parts[-1:]
     others = parts[::-1] if mistake == "G25" else parts
+    before: Tensor | float = 0.0
     for (output, chain_grad, _), (_, _, skip_grad) in zip(parts, others, strict=True):
-        torch.autograd.backward(output, along * chain_grad + over * skip_grad)
+        grad = along * chain_grad + over * skip_grad + before
+        torch.autograd.backward(output, grad)
+        if mistake == "running":
+            before = grad
 
 
 def _clear(stages: Sequence[nn.Module]) -> None:

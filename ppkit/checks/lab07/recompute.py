@@ -13,7 +13,16 @@ from ppkit.checks.drivers import lab07 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.lab07.oracle import WIDTH, Results, build_thick_stages, without_recomputation
 from ppkit.checks.messages import Expected
-from ppkit.checks.mistakes.balance_skips import G31, OTHER_NUMBERS, S106, S107, S108
+from ppkit.checks.mistakes.balance_skips import (
+    G31,
+    NO_DROPOUT,
+    NO_INPUT_GRAD,
+    NOT_ADDED,
+    OTHER_NUMBERS,
+    S106,
+    S107,
+    S108,
+)
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.oracle_gpipe import Cut, cut
 from ppkit.checks.trial import Trial, on_ranks
@@ -45,9 +54,10 @@ def check_recomputation(light_forward: Any, recomputing_backward: Any) -> Passed
         )
         _require_results(trial)
         right = without_recomputation(stages, batch, SEED)
+        plain = without_recomputation(build_thick_stages(n_stages, 0.0), batch, SEED)
         order = [(event.rank, event.kind, event.microbatch) for event in simulate(schedule) if event.kind in "FB"]
         for rank, op, i in order:  # as they depend on each other: the first that differs is where it went wrong
-            _compare(trial, rank, (op, i or 0), right[rank], dropout > 0)
+            _compare(trial, rank, (op, i or 0), right[rank], plain[rank] if dropout else None)
         whole = _bytes_of_all(stages[0], batch.inputs[0])
         own = max(_require_little(trial, rank, batch, whole) for rank in range(n_stages))
     return Passed(
@@ -73,11 +83,12 @@ def _require_results(trial: Trial) -> None:
     if name == "light_forward" and returned is None:
         raise trial.unfinished("`light_forward` returned None.")
     wanted = "a pair, (output, kept)" if name == "light_forward" else "a tensor, the gradient of the stage's input"
-    raise trial.wrong(f"`{name}` returned {returned or 'nothing'}; it must return {wanted}.", RETURNED)
+    text = f"`{name}` returned {returned or 'None'}; it must return {wanted}."
+    raise trial.wrong(text, NO_INPUT_GRAD if returned is None else RETURNED)
 
 
-def _compare(trial: Trial, rank: int, action: tuple[str, int], right: Results, dropout: bool) -> None:
-    """Refuse an output or gradients other than those of one process."""
+def _compare(trial: Trial, rank: int, action: tuple[str, int], right: Results, plain: Results | None) -> None:
+    """Refuse an output or gradients other than those of one process; `plain` are those without dropout, if it is on."""
     op, i = action
     got = trial.results[rank]["results"]
     text = first_difference(got[action], right[action])
@@ -85,9 +96,12 @@ def _compare(trial: Trial, rank: int, action: tuple[str, int], right: Results, d
         return
     if op == "F":
         after_a_backward = any(other == "B" for other, _ in list(got)[: list(got).index(action)])
-        mistake = WRONG_VALUES if not dropout else S106 if after_a_backward else OTHER_NUMBERS
+        mistake = WRONG_VALUES if plain is None else S106 if after_a_backward else OTHER_NUMBERS
+        if plain and all_equal(got[action], plain[action]):
+            mistake = NO_DROPOUT
         raise trial.wrong(f"in the forward of micro-batch {i}, the {text}.", mistake, rank=rank)
-    mistake = G31 if dropout else S108 if i and _alone(got, right, i) else WRONG_VALUES
+    lost = any(value is None for value in got[action].values())
+    mistake = NOT_ADDED if lost else G31 if plain else S108 if i and _alone(got, right, i) else WRONG_VALUES
     raise trial.wrong(f"after the backward of micro-batch {i}, the gradient of {text}.", mistake, rank=rank)
 
 

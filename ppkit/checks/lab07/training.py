@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ppkit.builders import gpipe
@@ -15,9 +16,20 @@ from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab07.oracle import build_skip_stages, messages, train
 from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.balance_skips import F41_LOST, H68, S102, S103, S104, S105
+from ppkit.checks.mistakes.balance_skips import (
+    F41_LOST,
+    GARBAGE,
+    H68,
+    RUNNING,
+    S102,
+    S103,
+    S103_AGAIN,
+    S104,
+    S105,
+    SWAPPED,
+)
 from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, UNPAIRED, WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G18, G19, G20, G22, G22_BETWEEN, G23, G25, G26, G32, ONE_BY_ONE
+from ppkit.checks.mistakes.gpipe import G18, G19, G20, G22, G22_BETWEEN, G23, G24, G25, G26, G32, ONE_BY_ONE
 from ppkit.checks.mistakes.naive import N14, N16
 from ppkit.checks.mistakes.one_f_one_b import F41
 from ppkit.checks.oracle import Training, parameters
@@ -44,10 +56,15 @@ _SUSPECTS: tuple[tuple[str, Mistake, str], ...] = (
     ("chain twice", S102, "the part of the gradient that came along the stages counts twice"),
     ("skip twice", S102, "the part of the gradient that came over the skip counts twice"),
 )
+_SAME_SIZES: tuple[tuple[str, Mistake, str], ...] = (
+    ("G25", G25, "the micro-batches' gradients of the skip are swapped"),
+    ("running", RUNNING, "to the gradient of each micro-batch, those of the ones before it are added"),
+)
 _ON_ANY_RANK: tuple[tuple[str, Mistake, str], ...] = (
     ("G18", G18, "its gradients are those of unscaled losses"),
     ("G19", G19, "its gradients are scaled twice"),
     ("G22", G22_BETWEEN, "it learned from the last micro-batch alone"),
+    ("swapped", SWAPPED, "its gradients are those of a last stage that takes the skip for its input"),
 )
 
 # Task 4: find the bug
@@ -119,7 +136,9 @@ def _run(driver: Function, step: Function, stages: Sequence[nn.Module], data: li
 
 
 def _explain(verdict: Wrong, expected: Expected) -> None:
-    """Find the mistake behind a run that got stuck: a send that was dropped or is too many, or ranks in a circle."""
+    """Find the mistake behind a second backward; behind a run that got stuck: a lost send, one too many, a circle."""
+    if verdict.mistake is G24 and "rank 0 raised" in verdict.facts[0]:
+        verdict.mistake = S103_AGAIN
     if verdict.mistake is not UNPAIRED or verdict.timeline is None:
         return
     waits = {event.rank: event.peer for event in verdict.timeline if event.note == NEVER_FINISHED}
@@ -165,7 +184,9 @@ def _judge_rank(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list
     for step, got in enumerate(trial.results[rank]["weights"]):
         if text := first_difference(got, right.weights[step][rank]):
             never = step and all_equal(got, train(stages, data, "never").weights[step][rank])
-            raise trial.wrong(f"after step {step}, {text}.", G22 if never else WRONG_VALUES, rank=rank)
+            odd = not all(torch.isfinite(value).all() for value in got.values())
+            mistake = G22 if never else GARBAGE if odd else WRONG_VALUES
+            raise trial.wrong(f"after step {step}, {text}.", mistake, rank=rank)
 
 
 def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[Cut], right: Training) -> None:
@@ -184,7 +205,7 @@ def _recognise(trial: Trial, rank: int, stages: Sequence[nn.Module], data: list[
     suspects = [*_SUSPECTS] if rank == 0 else []
     suspects += [*_ON_ANY_RANK]
     suspects += [("G20", G20, "small micro-batches count as much as large ones")] if ragged else []
-    suspects += [("G25", G25, "the micro-batches' gradients of the skip are swapped")] if not (rank or ragged) else []
+    suspects += [*_SAME_SIZES] if not (rank or ragged) else []
     for name, mistake, text in suspects:
         if all_equal(got, train(stages, data[:1], name).weights[0][rank]):
             raise trial.wrong(f"{text}.", mistake, rank=rank)

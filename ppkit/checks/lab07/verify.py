@@ -73,9 +73,9 @@ def check_find_skips(find_skips: Any) -> Passed:
             raise Wrong(f"{_text(stages)}\nIt returned {said} instead of {wanted}.", mistake=S101)
     for (what, name, stages, mistake), (kind, said) in zip(BROKEN, broken, strict=True):
         if not kind:
-            raise Wrong(f"{_text(stages)}\nThere is {what} in it: {name!r}. No error was raised.", mistake=mistake)
+            raise Wrong(f"{_text(stages)}\nIt has {what}: {name!r}. No error was raised.", mistake=mistake)
         if kind != "ValueError" or name not in said:
-            text = f"There is {what} in it: {name!r}. The error is a {kind} and says {said!r}."
+            text = f"It has {what}: {name!r}. The error is a {kind} and says {said!r}."
             raise Wrong(f"{_text(stages)}\n{text}", mistake=NOT_NAMED)
     return Passed(
         f"{len(RIGHT)} right arrangements: each skip from its stage to its stage.",
@@ -86,6 +86,7 @@ def check_find_skips(find_skips: Any) -> Passed:
 def _text(stages: Stages) -> str:
     """The arrangement, a line for each stage after the first line of the fact."""
     rows = (
-        f"  stage {number}: {', '.join(f'{what} {name}' for what, name in uses)}" for number, uses in enumerate(stages)
+        f"  stage {number}: {', '.join(f'{what} {name}' for what, name in uses) or 'nothing'}"
+        for number, uses in enumerate(stages)
     )
     return "\n".join(["An arrangement of skips:", *rows])

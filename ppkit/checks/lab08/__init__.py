@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppkit.checks.lab08.claims import check_claims
+from ppkit.checks.lab08.claims import ask_claims, check_claims
 from ppkit.checks.lab08.paper import check_hybrid_seconds, check_memory, check_times
 from ppkit.checks.lab08.plans import check_cluster, check_home, check_server
 from ppkit.checks.lab08.show import show_machines, show_plans
@@ -11,6 +11,7 @@ from ppkit.checks.tasks import Task
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_claims",
     "check_memory",
     "check_times",
     "check_claims",

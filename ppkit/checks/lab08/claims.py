@@ -8,6 +8,7 @@ from typing import Any
 
 from ppkit.builders import gpipe, one_f_one_b
 from ppkit.checks.estimates import Choice, judge_estimates
+from ppkit.checks.form import Form, Words
 from ppkit.checks.judge import Passed, Verdict, Wrong, graded
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.choosing import G28_CLAIM, P111, P112, P113, P117
@@ -20,9 +21,17 @@ from ppkit.simulate_ddp import simulate_data_parallel
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, number
 
-__all__ = ["check_claims"]
+__all__ = ["ask_claims", "check_claims"]
 
 _LETTERS = ("a", "b", "c", "d")
+_TOPICS = (
+    "data parallelism synchronises in every layer",
+    "a pipeline reduces latency",
+    "a pipeline helps where one layer is too large",
+    "1F1B has a smaller bubble",
+    "the more micro-batches, the shorter a step",
+)
+ask_claims = Form(*(Words(f"claim_{n}", f"Claim {n}, {topic}", _LETTERS) for n, topic in enumerate(_TOPICS, start=1)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ppkit.builders import gpipe, one_f_one_b
 from ppkit.checks.drivers import lab08 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
+from ppkit.checks.lab08.sites import many
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.choosing import (
@@ -29,6 +30,7 @@ from ppkit.checks.mistakes.choosing import (
     P115,
     P116,
     RANGE,
+    SPREAD,
 )
 from ppkit.checks.reference.choosing import pipeline_seconds as pipeline_reference
 from ppkit.checks.trial import Trial, on_ranks
@@ -85,14 +87,6 @@ def _judge(function: Any, name: str, cases: Sequence[_Case], text: Callable[[flo
             )
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
-def _microbatches(count: int) -> str:
-    return f"{count} micro-batch{'es' * (count != 1)}"
-
-
 # Task 1: memory
 
 
@@ -125,9 +119,9 @@ class _Held:
         return float(memory(build(self.n_stages, self.n_microbatches), costs).peak[self.stage])
 
     def _words(self) -> str:
-        replicas = _many(self.n_replicas, "replica") + (" and ZeRO-1" if self.zero else "")
-        model = f"{self.n_parameters:,} parameters in {self.precision}, {replicas}, {_many(self.n_stages, 'stage')}"
-        parts = f"{_microbatches(self.n_microbatches)} of {bytes_text(self.microbatch_bytes)}"
+        replicas = many(self.n_replicas, "replica") + (" and ZeRO-1" if self.zero else "")
+        model = f"{self.n_parameters:,} parameters in {self.precision}, {replicas}, {many(self.n_stages, 'stage')}"
+        parts = f"{many(self.n_microbatches, 'micro-batch')} of {bytes_text(self.microbatch_bytes)}"
         return f"{model}, {self.schedule}, {parts}, on stage {self.stage}"
 
 
@@ -196,7 +190,7 @@ def check_times(pipeline_seconds: Any, all_reduce_seconds: Any) -> Passed:
 def _pipeline_case(p: int, m: int, forward: float, backward: float, transfer: float) -> _Case:
     right = simulate(gpipe(p, m), Costs(forward, backward, latency=transfer)).makespan
     words = (
-        f"{_many(p, 'stage')}, {_microbatches(m)}, F {duration(forward)}, B {duration(backward)}, "
+        f"{many(p, 'stage')}, {many(m, 'micro-batch')}, F {duration(forward)}, B {duration(backward)}, "
         f"and messages of {duration(transfer)}"
     )
     return _Case((p, m, forward, backward, transfer), right, words, P108 if transfer else P107)
@@ -206,7 +200,7 @@ def _ring_case(nbytes: int, n: int, latency: float, bandwidth: float) -> _Case:
     costs = Costs(n_replicas=n, parameter_bytes=nbytes, latency=latency, bandwidth=bandwidth)
     (reduce,) = [event for event in simulate(gpipe(1, 1).with_reduce(), costs) if event.kind == "COLLECTIVE"]
     words = (
-        f"{bytes_text(nbytes)}, {_many(n, 'replica')}, and links of {duration(latency)} and {bytes_text(bandwidth)}/s"
+        f"{bytes_text(nbytes)}, {many(n, 'replica')}, and links of {duration(latency)} and {bytes_text(bandwidth)}/s"
     )
     return _Case((nbytes, n, latency, bandwidth), reduce.end - reduce.start, words, P110 if latency else P109)
 
@@ -256,8 +250,8 @@ class _Hybrid:
         costs = Costs(*self.stage, n_replicas=self.n_replicas, reduce_seconds=self.reduce)
         right = simulate(gpipe(self.n_stages, self.m).with_reduce(), costs).makespan
         words = (
-            f"{_many(self.n_replicas, 'replica')} of {_many(self.n_stages, 'stage')}, and "
-            f"{_microbatches(self.m)} of {_many(self.rows, 'sample')} each"
+            f"{many(self.n_replicas, 'replica')} of {many(self.n_stages, 'stage')}, and "
+            f"{many(self.m, 'micro-batch')} of {many(self.rows, 'sample')} each"
         )
         return _Case(astuple(self), right, words, BROKEN)
 
@@ -291,5 +285,7 @@ def _explain(setting: _Hybrid, value: float) -> Mistake:
     beside, m = value - setting.compute, setting.m
     if any(math.isclose(beside, times * setting.reduce, rel_tol=1e-3) for times in (m, m + setting.n_stages - 1)):
         return P114
+    if math.isclose(beside, setting.reduce * (1 + (setting.n_stages - 1) / m), rel_tol=1e-3):
+        return SPREAD
     whole = ring_seconds(setting.gradient_bytes, setting.n_replicas, setting.latency, setting.bandwidth)
     return P115 if beside < setting.reduce else P116 if beside <= 2 * whole else P114

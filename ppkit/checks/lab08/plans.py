@@ -62,6 +62,8 @@ def check_home(home_plan: Any, home_seconds: Any) -> Passed:
     estimate = Estimate("home_seconds", home_seconds, result.seconds, " s", tolerance=PREDICTED)
     text, verdict, _ = estimate.judge()
     if verdict is not Passed:
+        in_milliseconds = replace(estimate, right=1e3 * result.seconds).judge()[1] is Passed
+        text += " Seconds are asked, not milliseconds." * in_milliseconds
         raise Wrong(*facts, text, mistake=P139, points=6, timeline=result.timeline)
     return Passed(*facts, text, timeline=result.timeline)
 
@@ -100,7 +102,10 @@ def read_plan(site: Site, answer: Any) -> Decision:
     known = {field.name: field for field in fields(Decision)}
     if unknown := [key for key in answer if key not in known]:
         raise Wrong(f"A plan has no {unknown[0]!r}; it has {', '.join(map(repr, known))}.", mistake=NOT_A_PLAN)
-    missing = [name for name, field in known.items() if field.default is MISSING and name not in answer]
+    needed = {name for name, field in known.items() if field.default is MISSING}
+    if site.n_nodes > 1:
+        needed.add("in_a_node")
+    missing = [name for name in known if name in needed and name not in answer]
     if blank := [*missing, *(name for name, value in answer.items() if is_blank(value))]:
         raise Unfinished(f"The plan does not say yet: {', '.join(map(repr, blank))}.")
     values: dict[str, Any] = {name: _read(name, value) for name, value in answer.items()}
@@ -207,7 +212,7 @@ def _what_helps(site: Site, plan: Decision) -> Mistake:
 
 
 def _changes(site: Site, plan: Decision) -> Iterator[tuple[Mistake, Decision]]:
-    """Other plans, each with one decision changed, and the mistake that it would mend."""
+    """Other plans, mostly with one decision changed, and the mistake that it would mend."""
     d, p, m = plan.replicas, plan.stages, plan.microbatches
     change = partial(replace, plan)
     for factor in (2, 4, 8):
@@ -215,7 +220,8 @@ def _changes(site: Site, plan: Decision) -> Iterator[tuple[Mistake, Decision]]:
         if m % factor == 0:
             yield G28, change(microbatches=m // factor)
     yield from ((P135, change(schedule=name)) for name in SCHEDULES)
-    yield P136, change(recompute=not plan.recompute)
+    if plan.recompute:
+        yield from ((P136, change(recompute=False, schedule=name)) for name in SCHEDULES)
     yield P138, change(in_a_node="replicas" if plan.in_a_node == "stages" else "stages")
     yield P138, change(zero=not plan.zero)
     # Other replicas and stages, on as many devices or on more; micro-batches stay as large as they are.

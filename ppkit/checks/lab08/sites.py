@@ -31,6 +31,7 @@ __all__ = [
     "at_least",
     "best",
     "impossible",
+    "many",
     "outcome",
 ]
 
@@ -124,19 +125,23 @@ class Decision:
     in_a_node: str = "stages"
 
 
+def many(count: int, what: str) -> str:
+    """How many of what, with its plural."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('ch') else 's'}"
+
+
 def impossible(site: Site, plan: Decision) -> str:
     """Why a plan cannot be, in words; empty if it can."""
     used, pieces = plan.replicas * plan.stages, plan.stages * SCHEDULES[plan.schedule][1]
     if used > site.n_devices:
-        return f"{plan.replicas} replicas of {plan.stages} stages are {used} devices; there are {site.n_devices}"
+        wanted = f"{many(plan.replicas, 'replica')} of {many(plan.stages, 'stage')}"
+        return f"{wanted} are {used} devices; there are {site.n_devices}"
     if pieces > site.model.n_layers:
         return f"a replica is cut in {pieces} pieces, but the model has {site.model.n_layers} layers"
     parts = plan.replicas * plan.microbatches
     if site.batch % parts:
-        return (
-            f"{plan.replicas} replicas with {plan.microbatches} micro-batches each are {parts} micro-batches, into "
-            f"which {site.batch} samples cannot be divided evenly"
-        )
+        wanted = f"{many(plan.replicas, 'replica')} with {many(plan.microbatches, 'micro-batch')} each"
+        return f"{wanted}: {site.batch} samples cannot be divided evenly into {parts}"
     if plan.stages == 1 and plan.schedule == "interleaved":
         return "interleaved chunks need at least 2 stages"
     if plan.recompute and plan.schedule == "ZB-H1":

@@ -1,13 +1,22 @@
-"""Hints for the mistakes of balance, skips and recomputation: F41, G31, H68, H69, and S92 to S108 of the catalogue."""
+"""Hints for balance, skips and recomputation: F41, G29, G31, H68, H69, and S92 to S108 of the catalogue of mistakes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ppkit.checks.mistakes import Mistake
+from ppkit.checks.mistakes.gpipe import G29
 from ppkit.checks.mistakes.one_f_one_b import F41
 
 F41_LOST = replace(F41, see="A message never arrived: its send was begun, and nobody waited for it.")
+
+G29_LEFT = replace(
+    G29,
+    why="Two numbers are called bubble: idle time divided by working time, and idle time divided by all the time there "
+    "is. They are alike only if both are small.",
+    look="The task's text: of which time is the part asked? One beat of the slowest stage, for all four ranks: how "
+    "many units are that, and how many of them are idle?",
+)
 
 G31 = Mistake(
     "G31",
@@ -50,6 +59,29 @@ S93 = Mistake(
     "What shrinks is the time to fill and to drain the pipeline. In the middle, a rank with less work than the slowest "
     "one waits for it at every single micro-batch.",
     "The steady state alone: of one beat of the slowest stage, how long is each rank at work?",
+)
+
+BUSY = Mistake(
+    "",
+    "This is the part of the time for which the ranks work, and the other part is asked.",
+    "Of all ranks' time, what is not work is idle: the two parts make 1.",
+    "What your number counts: the units in which a rank computes, or those in which it waits?",
+)
+
+SLOW = Mistake(
+    "",
+    "Every stage is taken to be as slow as the slowest one.",
+    "Only the beat is set by the slowest stage. On its way through the others, a micro-batch takes as long as each of "
+    "them takes.",
+    "One single micro-batch: how long does its step take, and what does each further one add?",
+)
+
+OTHER_IDLE = Mistake(
+    "",
+    "Both times are right; the idle part is not the one that is left with very many micro-batches.",
+    "With very many micro-batches nearly all of the step is the steady state. There, all ranks move in the beat of the "
+    "slowest stage, and each works for its own stage's time in every beat.",
+    "One beat, for all four ranks: how many units of time is that together, and in how many of them is a rank at work?",
 )
 
 OTHER_TIME = Mistake(
@@ -147,7 +179,7 @@ NOT_NAMED = Mistake(
 
 S102 = Mistake(
     "S102",
-    "Both parts of the gradient have arrived, and the first stage gets the wrong share of one of them.",
+    "Both parts of the gradient have arrived, and the first stage learns by a wrong share of them.",
     "Two users of one value are not two opinions of one number, of which one takes the middle, "
     "and neither may count twice. Each part says how the loss changes by its own way.",
     "The line in which the two parts become one. Try it in your head with the parts 1 and 3.",
@@ -160,6 +192,38 @@ S103 = Mistake(
     "A backward is linear: half of the work is enough, if the parts come together before it. Twice is twice as long, "
     "and the graph has to be kept for it.",
     "Your loop over the two sources: what belongs inside it, and what behind it?",
+)
+
+S103_AGAIN = replace(
+    S103,
+    see="A backward goes through the graph of a micro-batch a second time, and the first one has used it up.",
+    why="Each forward makes one graph, and a backward uses it up. Here two gradients arrive for each micro-batch, but "
+    "that is no reason for two backwards: a backward is linear, and the parts can come together before it.",
+    look="The lines around your backward: how often do they run for each micro-batch, and what has arrived by then?",
+)
+
+RUNNING = Mistake(
+    "",
+    "The gradient of each micro-batch holds those of the micro-batches before it, too.",
+    "A micro-batch's two parts belong together, and nothing else belongs to them. The parameters add up what the "
+    "micro-batches bring, each of them once.",
+    "The place where you add the parts: what is in the sum when the next micro-batch begins?",
+)
+
+GARBAGE = Mistake(
+    "",
+    "There are numbers in it that nobody computed: infinite ones, or NaN.",
+    "`torch.empty` reserves memory and leaves in it whatever was there before. That is right for a tensor that a "
+    "receive fills; who adds to it, adds to anything.",
+    "Every tensor that your function makes: what is in it before the first value is added?",
+)
+
+SWAPPED = Mistake(
+    "",
+    "The last stage learns as if its two inputs had changed places.",
+    "To a stage one tensor is like another: if the sizes agree, nobody complains, and each weight is multiplied with a "
+    "number that is meant for another.",
+    "The call of the last stage, beside the line of the task's text on `stage`.",
 )
 
 S104 = Mistake(
@@ -202,6 +266,31 @@ S108 = Mistake(
     "The micro-batches of a step are one batch: each backward adds its share to what the parameters already hold. "
     "If it takes the place of what was there, only the last micro-batch counts.",
     "How the gradients of the parameters get where they are: what does that line do with a gradient that is there?",
+)
+
+NO_INPUT_GRAD = Mistake(
+    "",
+    "Where the gradient of the stage's input should come back, there is `None`.",
+    "A function that ends without a `return` gives `None`. And the `.grad` of a tensor is `None` until a backward has "
+    "filled it, which happens only in a leaf that had asked for a gradient before the forward ran. The stage's input "
+    "comes as a leaf that asks for none.",
+    "The end of your backward, and its forward: what do you give to the stage, and whose `.grad` do you return?",
+)
+
+NOT_ADDED = Mistake(
+    "",
+    "A backward left no gradient in a parameter of the stage.",
+    "There are two ways to ask for gradients. One returns those of the tensors that it is told, and leaves all others "
+    "alone; the other fills the `.grad` of every leaf that it comes to.",
+    "The call that does your backward: which of the two ways is it, and whose gradients does it give?",
+)
+
+NO_DROPOUT = Mistake(
+    "",
+    "The first forward drops nothing: the output is that of a stage in evaluation mode.",
+    "Without dropout the same numbers come out at every call, but it is another training than one process would do. "
+    "What must not change is which numbers are dropped, not that some are.",
+    "The lines of your forward that change the stage itself.",
 )
 
 OTHER_NUMBERS = Mistake(

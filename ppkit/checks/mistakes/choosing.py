@@ -173,7 +173,16 @@ P116 = Mistake(
     "The all-reduce is counted once, but not with the right bytes, or not among the right ranks.",
     "Each stage's replicas have a ring of their own, and reduce the gradients of that stage. "
     "The rings of all stages run at the same time.",
-    "The arguments of your call of the all-reduce.",
+    "The arguments of your call of the all-reduce, and what you do with its result.",
+)
+
+SPREAD = Mistake(
+    "",
+    "The all-reduce is spread over the micro-batches, and a part of it is counted again while the pipeline fills and "
+    "drains.",
+    "What belongs to a micro-batch lengthens every turn of the pipeline, also those in which a stage waits. "
+    "The all-reduce belongs to no micro-batch: it comes when the last backward is over.",
+    "What you hand on to the pipeline's time: for how many turns does that count it?",
 )
 
 # Plans
@@ -182,8 +191,8 @@ P130 = Mistake(
     "P130",
     "The plan cannot be carried out on this machine.",
     "Devices are given to replicas and stages, samples to replicas and micro-batches, layers to stages. "
-    "What is divided must go round.",
-    "The numbers that the report names, beside the machine's and the model's in the table.",
+    "What is divided must go round. And not every schedule goes together with every other decision.",
+    "What the report names, beside the machine's and the model's numbers in the table, and the entries of a plan.",
 )
 
 P131 = Mistake(
@@ -231,9 +240,11 @@ P135 = Mistake(
 
 P136 = Mistake(
     "P136",
-    "The plan fits, and would fit with its activations kept, too. It computes every forward twice for nothing.",
+    "The plan fits, and computes every forward twice for nothing: with the same stages and micro-batches there is a "
+    "plan that fits with its activations kept.",
     "Recomputation buys memory with time: a third more, if a backward takes twice as long as a forward.",
-    "The memory that your fullest device has left, beside the activations of a stage for a micro-batch.",
+    "The memory that your fullest device has left, beside the activations of a stage for a micro-batch. For how many "
+    "micro-batches does your schedule hold them, and for how many do the others?",
 )
 
 P137 = Mistake(

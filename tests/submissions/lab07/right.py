@@ -5,10 +5,16 @@ The test runs this file as a notebook would its cells; `answers` marks a submiss
 
 # ruff: noqa: F821  # the test gives `answers`
 
+import functools
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+# --- predictions ---
+
+answers("check_predictions", name="two_decimals")(("126", 105.0, 0.33))
 
 # --- cut_layers ---
 
@@ -63,6 +69,24 @@ def from_the_end_with_a_cache(layers, stages):
         return min(options)
 
     return best(0, stages)[1]
+
+
+@functools.cache
+def most_and_sizes(costs, k, s):
+    if s == 1:
+        return sum(costs[:k]), (k,)
+    options = []
+    for j in range(s - 1, k):
+        most, sizes = most_and_sizes(costs, j, s - 1)
+        options.append((max(most, sum(costs[j:k])), (*sizes, k - j)))
+    return min(options)
+
+
+@answers("check_cut_layers")
+def cached_function_of_another_cell(costs, n_stages):
+    if n_stages > len(costs):
+        refuse(len(costs), n_stages)
+    return most_and_sizes(tuple(costs), len(costs), n_stages)[1]
 
 
 @answers("check_cut_layers")
@@ -302,6 +326,38 @@ def blocking_in_the_right_order(stage, optimizer, microbatches, targets, shapes,
             dist.send(skip.grad, 0)
     optimizer.step()
     return total
+
+
+@answers("check_skip_step")
+def outputs_sent_with_their_graphs(stage, optimizer, microbatches, targets, shapes, skip_shapes, rank, n_ranks):
+    """A message has no graph, with `detach` or without."""
+    last, kept, sends, losses = n_ranks - 1, [], [], []
+    users = (1, last) if rank == 0 else (rank + 1,) if rank < last else ()
+    optimizer.zero_grad()
+
+    def receive(shape, source):
+        x = torch.zeros(shape, dtype=torch.float64)
+        dist.recv(x, source)
+        return x.requires_grad_()
+
+    for i, target in enumerate(targets):
+        x = receive(shapes[i], rank - 1) if rank else microbatches[i]
+        skip = receive(skip_shapes[i], 0) if rank == last else None
+        y = stage(x) if skip is None else stage(x, skip)
+        if rank == last:
+            y = F.cross_entropy(y, target, reduction="sum") / sum(map(len, targets))
+        sends += [(dist.isend(y, user), y) for user in users]
+        kept.append((x, skip, y))
+    for x, skip, y in kept:
+        y.backward(sum(receive(y.shape, user).detach() for user in users) if users else None)
+        losses += [y.item()] if rank == last else []
+        for leaf, source in ((skip, 0), (x, rank - 1)):
+            if leaf is not None and leaf.grad is not None:
+                sends.append((dist.isend(leaf.grad, source), leaf.grad))
+    for work, _ in sends:
+        work.wait()
+    optimizer.step()
+    return sum(losses)
 
 
 # --- light_forward, recomputing_backward ---

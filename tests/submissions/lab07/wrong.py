@@ -23,6 +23,9 @@ def predicted(name, code, *words, by_count=None, balanced=None, idle=None):
 predicted("as_if_stages_were_alike", "H69", "too small", by_count=11 * 35 / 4)
 predicted("the_beat_alone", "S92", "too small", by_count=8 * 13, balanced=8 * 10)
 predicted("no_idle_time_in_the_end", "S93", "too small", idle=0)
+predicted("all_as_slow_as_the_slowest", None, "too large", by_count=11 * 13, balanced=11 * 10)
+predicted("the_part_at_work", None, "too large", idle=35 / 52)
+predicted("idle_beside_work", "G29", "too large", idle=17 / 35)
 predicted("one_after_the_other", None, "too large", by_count=8 * 35)
 
 # --- cut_layers ---
@@ -85,6 +88,11 @@ def parts(costs, sizes):
 @cut("the_most_even_first_stage", None, "A cut with no stage above")
 def first_stage_next_to_the_average(costs, p):
     return tried(costs, p, lambda stages: abs(stages[0] - sum(stages) / p))
+
+
+@cut("smallest_sum_of_all_stages", None, "A cut with no stage above")
+def sum_in_place_of_max(costs, p):
+    return tried(costs, p, sum)
 
 
 @cut("tries_every_cut", "S95", "48 layers and 8 stages")
@@ -175,7 +183,7 @@ def skips(title, code, *words, **changes):
     fails("check_find_skips", code, *words, name=title)(skips_with(**changes))
 
 
-skips("skips_may_travel_back", "S98", "a pop two stages before its stash", order=False)
+skips("skips_may_travel_back", "S98", "stage 1: nothing", "It has a pop two stages before its stash", order=False)
 skips("names_may_be_used_twice", "S99", "a name stashed twice", twice=False)
 skips("pops_what_nobody_stashes", "S100", "a pop without a stash", lost=False)
 skips("stashes_for_nobody", "S100", "a stash without a pop", unused=False)
@@ -247,6 +255,52 @@ first_rank("two_backwards", "S103", "12 backwards ran for 6", twice=True)
 first_rank("mended_and_step_lost", "N14", "before the step", step=False)
 first_rank("product_of_both", None, "after step 0", combine=torch.mul)
 
+
+@fails("check_first_rank_step", "S103", "backward through the graph a second time")
+def two_backwards_of_one_graph(stage, optimizer, microbatches):
+    optimizer.zero_grad()
+    outputs = [stage(images) for images in microbatches]
+    sends = [dist.isend(output.detach(), peer) for output in outputs for peer in (1, 2)]
+    for output in outputs:
+        for source in (2, 1):
+            grad = torch.empty_like(output)
+            dist.recv(grad, source)
+            output.backward(grad)
+    for work in sends:
+        work.wait()
+    optimizer.step()
+
+
+def first_rank_that_begins_with(total, *, again):
+    def first_rank_step(stage, optimizer, microbatches):
+        optimizer.zero_grad()
+        outputs = [stage(images) for images in microbatches]
+        sends = [dist.isend(output.detach(), peer) for output in outputs for peer in (1, 2)]
+        grad = total(outputs[0])
+        for output in outputs:
+            if again:
+                grad = total(output)
+            for source in (2, 1):
+                part = torch.empty_like(output)
+                dist.recv(part, source)
+                grad = grad + part
+            output.backward(grad)
+        for work in sends:
+            work.wait()
+        optimizer.step()
+
+    fails("check_first_rank_step", None, "rank 0", name=f"begins_with_{total.__name__}")(first_rank_step)
+
+
+first_rank_that_begins_with(torch.zeros_like, again=False)
+
+
+def whatever_was_there(output):
+    return torch.full_like(output, torch.nan)  # torch.empty may leave such numbers
+
+
+first_rank_that_begins_with(whatever_was_there, again=True)
+
 # --- skip_step ---
 
 
@@ -268,6 +322,7 @@ def step_with(
     wait=True,
     skip_to=lambda last: last,
     late_skip_grads=False,
+    call=lambda stage, x, skip: stage(x, skip),
 ):
     def skip_step(stage, optimizer, microbatches, targets, shapes, skip_shapes, rank, n_ranks):
         last, n_rows, kept, sends, losses = n_ranks - 1, sum(map(len, targets)), [], [], []
@@ -294,7 +349,7 @@ def step_with(
                 skip = receive(room_for_skip(shapes[i], skip_shapes[i]), 0).requires_grad_(asks)
             if rank == last:
                 skip.requires_grad_(asks)
-            y = stage(x, skip) if rank == last else stage(x)
+            y = call(stage, x, skip) if rank == last else stage(x)
             users = [] if rank == last else [rank + 1]
             if rank == 0 and not through:
                 users = [skip_to(last), 1] if short_way_first else [1, skip_to(last)]
@@ -371,6 +426,7 @@ step("gradients_of_the_skip_swapped", "G25", "are swapped", late_skip_grads=True
 step("skip_to_the_neighbour", "N16", "Rank 0 has sent 6 messages to rank 1", skip_to=lambda last: 1)
 step("sends_never_waited_for", "F41", "never waited for", wait=False)
 step("room_for_another_shape", "N06", "rank 2", room_for_skip=lambda mine, skip: mine)
+step("arguments_swapped", None, "takes the skip for its input", call=lambda stage, x, skip: stage(skip, x))
 step("loss_of_the_last_micro_batch", "G32", "returned a loss of", told="last")
 
 
@@ -451,6 +507,32 @@ def no_dropout_the_second_time():
 fails("check_recomputation", "G31", "with dropout", name="evaluates_the_second_time")(no_dropout_the_second_time())
 
 
+def no_dropout_the_first_time():
+    _, backward = recomputation_with()
+
+    def forward(stage, stage_input):
+        stage.eval()
+        with torch.no_grad():
+            output = stage(stage_input)
+        stage.train()
+        return output, (stage_input, torch.get_rng_state(), None)
+
+    return forward, backward
+
+
+fails("check_recomputation", None, "in the forward", name="evaluates_the_first_time")(no_dropout_the_first_time())
+
+
+def asks_for_the_inputs_gradient_alone(stage, kept, output_grad):
+    x = kept[0].requires_grad_()
+    return torch.autograd.grad(stage(x), x, output_grad)[0]
+
+
+fails("check_recomputation", None, "the gradient of 0.weight is missing", name="parameters_get_no_gradient")(
+    (recomputation_with()[0], asks_for_the_inputs_gradient_alone)
+)
+
+
 def checkpoint_without_a_state(stage, stage_input):
     x = stage_input.detach().requires_grad_()
     output = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)
@@ -481,6 +563,6 @@ def no_return(stage, kept, output_grad):
     stage(kept[0].requires_grad_()).backward(output_grad)
 
 
-fails("check_recomputation", None, "`recomputing_backward` returned nothing", name="no_gradient_of_the_input")(
+fails("check_recomputation", None, "`recomputing_backward` returned None", name="no_gradient_of_the_input")(
     (recomputation_with()[0], no_return)
 )

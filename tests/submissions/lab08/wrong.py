@@ -146,6 +146,7 @@ def hybrid(name, code, *words, times=lambda m, p: 1, share=lambda p: p, ring=lam
 hybrid("for_each_microbatch", "P114", "2 replicas", times=lambda m, p: m)
 hybrid("lost", "P115", times=lambda m, p: 0)
 hybrid("a_part_for_each_microbatch", "P115", times=lambda m, p: 1 / m)
+hybrid("a_part_in_every_turn", None, "4 stages", times=lambda m, p: (m + p - 1) / m)
 hybrid("of_all_gradients", "P116", "4 stages", share=lambda p: 1)
 hybrid("among_all_devices", "P116", ring=lambda d, p: d * p if d > 1 else 1)
 
@@ -172,7 +173,7 @@ def server(name, code, *words, **entries):
 
 
 def cluster(name, code, *words, **entries):
-    fails("check_cluster", code, *words, name=f"cluster_{name}")(entries["plan"])
+    fails("check_cluster", code, *words, name=f"cluster_{name}")({"in_a_node": "stages"} | entries["plan"])
 
 
 home("too_many_devices", "P130", "are 4 devices; there are 2", plan=plan(2, 2, 8))
@@ -193,6 +194,7 @@ cluster("few_microbatches", "P134", plan=plan(8, 4, 8, "1F1B", zero=True, in_a_n
 home("tiny_microbatches", "G28", "times as long", plan=plan(1, 2, 64))
 cluster("waits_for_slow_messages", "P135", plan=plan(4, 8, 32, "1F1B", in_a_node="replicas"))
 home("recomputes_for_nothing", "P136", plan=plan(1, 2, 8, "interleaved", recompute=True))
+home("recomputes_for_gpipe", "P136", plan=plan(1, 2, 16, "GPipe", recompute=True))
 home("replicas_on_a_slow_link", "P137", "an all-reduce takes 1.21 s", plan=plan(2, 1, 8))
 cluster("too_many_stages", "P137", plan=plan(2, 16, 64, "ZB-H1", in_a_node="replicas"))
 cluster("gradients_travel_far", "P138", plan=plan(4, 8, 64, "ZB-H1", in_a_node="stages"))
