@@ -435,12 +435,11 @@ def class_of(folder: Path, copies: int, hang: int, crash: int) -> None:
     endless = {"task-4": "def backward_stage(*_):\n    while True: pass", "task-1": "while True: pass"}
     for n in range(hang):
         edited(folder / f"hang{n:02}" / "a.ipynb", answering(endless), "solutions")
+    overflow = "import sys\nsys.setrecursionlimit(10**9)\ndeep = []\nfor _ in range(10**6): deep = [deep]\nrepr(deep)"
     for n in range(crash):
         edited(
             folder / f"crash{n:02}" / "a.ipynb",
-            answering(
-                {"task-3": "import os\nos.kill(os.getpid(), 11)", "task-6": "def train_step(*_):\n    os.abort()"}
-            ),
+            answering({"task-3": overflow, "task-6": "import os\ndef train_step(*_):\n    os._exit(11)"}),
             "solutions",
         )
     (folder / "broken.ipynb").write_text("{}")

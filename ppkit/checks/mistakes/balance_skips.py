@@ -213,8 +213,8 @@ RUNNING = Mistake(
 GARBAGE = Mistake(
     "",
     "There are numbers in it that nobody computed: infinite ones, or NaN.",
-    "`torch.empty` reserves memory and leaves in it whatever was there before. That is right for a tensor that a "
-    "receive fills; who adds to it, adds to anything.",
+    "A tensor that is made empty still holds whatever was in its memory before. That is right where a receive fills "
+    "it; who adds to it, adds to anything.",
     "Every tensor that your function makes: what is in it before the first value is added?",
 )
 
