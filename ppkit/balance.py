@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppkit.builders import one_f_one_b
 from ppkit.layers import ModelError
-from ppkit.partition import check_stages, equal_sizes, partition, stage_sums
+from ppkit.partition import check_stages, equal_sizes, partition, partition_by_stage, stage_sums
 from ppkit.profiling import Layer, layers_of, profile
 from ppkit.simulate import Costs, simulate
 from ppkit.timeline import Timeline
@@ -28,14 +28,14 @@ class Balance:
         layers: the measurements.
         sizes: the number of layers of each stage: ``split(model, n_stages, by=result.sizes)`` cuts the model so.
         by: what was balanced: ``"time"`` or ``"memory"``.
-        n_in_flight: micro-batches whose activations count in the memory.
+        n_in_flight: for each stage, the micro-batches whose activations count in its memory.
         copies: numbers kept for each parameter: itself, its gradient, the optimizer's state.
     """
 
     layers: tuple[Layer, ...]
     sizes: tuple[int, ...]
     by: str = "time"
-    n_in_flight: int = 1
+    n_in_flight: tuple[int, ...] = ()
     copies: int = 4
 
     @property
@@ -61,11 +61,11 @@ class Balance:
     @property
     def stage_bytes(self) -> tuple[int, ...]:
         """For each stage, the bytes that training holds."""
-        return tuple(int(total) for total in stage_sums(self._bytes, self.sizes))
-
-    @property
-    def _bytes(self) -> list[int]:
-        return [layer.memory(self.n_in_flight, self.copies) for layer in self.layers]
+        found, first = [], 0
+        for size, held in zip(self.sizes, self.n_in_flight or (1,) * self.n_stages, strict=True):
+            found.append(sum(layer.memory(held, self.copies) for layer in self.layers[first : first + size]))
+            first += size
+        return tuple(found)
 
     def costs(self, latency: float = 0.0, bandwidth: float | None = None) -> Costs:
         """The stages' durations and message sizes, for `ppkit.simulate`.
@@ -105,7 +105,7 @@ def balance(
     by: str = "time",
     *,
     repeats: int = 7,
-    n_in_flight: int = 1,
+    n_in_flight: int | Sequence[int] = 1,
     copies: int = 4,
 ) -> Balance:
     """Measure every layer, and cut the model where its most expensive stage is as cheap as it can be.
@@ -116,7 +116,8 @@ def balance(
         n_stages: how many stages.
         by: ``"time"``: seconds of forward and backward; ``"memory"``: bytes of parameters and activations.
         repeats: how often a layer is timed; the median counts.
-        n_in_flight: micro-batches whose activations a stage holds at once, for the memory.
+        n_in_flight: micro-batches whose activations a stage holds at once, for the memory: of every stage, or a number
+            for each, such as ``[min(p - r, m) for r in range(p)]`` with 1F1B.
         copies: numbers kept for each parameter; 4 with Adam: itself, its gradient, two averages.
 
     Returns:
@@ -128,16 +129,25 @@ def balance(
     """
     if by not in _BY:
         raise ModelError(f'balance: by is {by!r}; use "time" or "memory"', values={"by": by})
-    for name, count in (("n_in_flight", n_in_flight), ("copies", copies)):
+    layers = layers_of(model)
+    check_stages(n_stages, len(layers))  # before the measurement, which takes a while
+    held = tuple(n_in_flight) if isinstance(n_in_flight, Iterable) else (n_in_flight,) * n_stages
+    for name, count in (*(("n_in_flight", one) for one in held), ("copies", copies)):
         if not isinstance(count, int) or count < 1:
             raise ModelError(
                 f"balance: {name} is {count!r}; it must be a whole number of at least 1", values={name: count}
             )
-    layers = layers_of(model)
-    check_stages(n_stages, len(layers))  # before the measurement, which takes a while
+    if len(held) != n_stages:
+        raise ModelError(
+            f"balance: n_in_flight has {len(held)} numbers, but there are {n_stages} stages",
+            values={"n_in_flight": held, "n_stages": n_stages},
+        )
     measured = profile(layers, sample, repeats=repeats)
-    costs = [layer.seconds if by == "time" else layer.memory(n_in_flight, copies) for layer in measured]
-    return Balance(measured, tuple(partition(costs, n_stages)), by, n_in_flight, copies)
+    if by == "time":
+        sizes = partition([layer.seconds for layer in measured], n_stages)
+    else:
+        sizes = partition_by_stage([[layer.memory(count, copies) for layer in measured] for count in held])
+    return Balance(measured, tuple(sizes), by, held, copies)
 
 
 # --- The table -------------------------------------------------------------------------------------

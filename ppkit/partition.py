@@ -10,7 +10,7 @@ from typing import Any
 
 from ppkit.errors import CostsError
 
-__all__ = ["equal_sizes", "partition", "stage_sums"]
+__all__ = ["equal_sizes", "partition", "partition_by_stage", "stage_sums"]
 
 
 def partition(costs: Sequence[float], n_stages: int) -> list[int]:
@@ -38,21 +38,30 @@ def partition(costs: Sequence[float], n_stages: int) -> list[int]:
     for layer, cost in enumerate(given):
         if not (isinstance(cost, Real) and 0 <= float(cost) < math.inf):
             raise CostsError(f"partition: layer {layer} costs {cost!r}; a cost is a finite number of at least 0")
-    costs = [float(cost) for cost in given]
-    check_stages(n_stages, len(costs))
-    until = [0.0, *accumulate(costs)]
+    check_stages(n_stages, len(given))
+    return partition_by_stage([[float(cost) for cost in given]] * n_stages)
+
+
+def partition_by_stage(costs: Sequence[Sequence[float]]) -> list[int]:
+    """The same where a layer's cost depends on its stage, as its memory does in 1F1B.
+
+    Args:
+        costs: for each stage, what each of the model's layers would cost in it.
+    """
+    until = [[0.0, *accumulate(row)] for row in costs]
+    n_layers = len(costs[0])
     # best[n] cuts the first n layers: (most expensive stage, sum of squares to break ties, sizes).
-    best = {n: (until[n], until[n] ** 2, [n]) for n in range(1, len(costs) + 1)}
-    for stage in range(1, n_stages):
+    best = {n: (until[0][n], until[0][n] ** 2, [n]) for n in range(1, n_layers + 1)}
+    for stage, sums in enumerate(until[1:], 1):
         best = {
             n: min(
-                (max(most, last := until[n] - until[cut]), squares + last**2, [*sizes, n - cut])
+                (max(most, last := sums[n] - sums[cut]), squares + last**2, [*sizes, n - cut])
                 for cut, (most, squares, sizes) in best.items()
                 if cut < n
             )
-            for n in range(stage + 1, len(costs) + 1)
+            for n in range(stage + 1, n_layers + 1)
         }
-    return best[len(costs)][2]
+    return best[n_layers][2]
 
 
 def equal_sizes(n_layers: int, n_stages: int) -> list[int]:

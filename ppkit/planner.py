@@ -14,6 +14,7 @@ from ppkit.ways import Step, Way, impossible, ways
 __all__ = ["Machine", "Model", "Option", "Plan", "PlanError", "Rejected", "estimate", "plan"]
 
 
+_MOST_CHUNKS = 4  # of an interleaved rank, that a plan tries; `estimate` takes any number
 _SAME = 1e-9  # sums of the same durations in another order may differ in the last bits
 
 
@@ -25,7 +26,7 @@ def plan(model: Model, machine: Machine, batch: int) -> Plan:
     replicas of p stages where d·p divides their number. Where the machine has nodes, each of these with tensor
     parallelism too (``TP``), in groups of t devices of a node, where t·d·p divides the number. Of each, the number of
     micro-batches is tried in powers of 2 up to 8 p (one stage: up to the batch), and the fastest that fits is kept.
-    Interleaved means two chunks a rank.
+    Interleaved ranks have two to four chunks, whichever is fastest.
 
     Tensor parallelism divides parameters, arithmetic and most activations by t; a layer all-reduces its activations
     twice in the forward and twice in the backward, and waits for that (Megatron-LM, arXiv 1909.08053).
@@ -56,7 +57,9 @@ def plan(model: Model, machine: Machine, batch: int) -> Plan:
         if reason := impossible(way, model, batch):
             rejected.append(Rejected(way.kind, str(way), reason))
             continue
-        tried = [Draft(Step(way, m, model, machine, batch)) for m in _counts(way, batch)]
+        tried = [
+            Draft(Step(one, m, model, machine, batch)) for one in _chunked(way, model) for m in _counts(way, batch)
+        ]
         for zero in (False, True)[: 1 + (way.n_replicas > 1)]:
             _sort_out([draft.with_zero() for draft in tried] if zero else tried, machine, options, rejected)
     forget()
@@ -119,6 +122,12 @@ def _check_question(model: object, machine: object, batch: object) -> None:
             raise PlanError(f"{name} is a {type(value).__name__}; the arguments are a Model, a Machine and the batch")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise PlanError(f"batch={batch!r}: a whole number of samples, at least 1", values={"batch": batch})
+
+
+def _chunked(way: Way, model: Model) -> list[Way]:
+    """The same way with other numbers of chunks, where it has chunks and the model enough layers."""
+    most = min(_MOST_CHUNKS, model.n_layers // way.n_stages) if way.n_chunks > 1 else way.n_chunks
+    return [way._replace(n_chunks=n) for n in range(way.n_chunks, most + 1)]
 
 
 def _counts(way: Way, batch: int) -> list[int]:

@@ -40,7 +40,7 @@ class Way(NamedTuple):
     def __str__(self) -> str:
         replicas = f"{self.n_replicas} replicas" if self.n_replicas > 1 else ""
         tensor = f"{self.n_tensor}-way tensor" if self.n_tensor > 1 else ""
-        chunks = f" of {self.n_chunks} chunks" if self.n_chunks > 2 else ""
+        chunks = f" of {self.n_chunks} chunks" if self.n_chunks > 1 else ""
         stages = f"{self.schedule}, {self.n_stages} stages{chunks}" if self.n_stages > 1 else ""
         return " × ".join(filter(None, (replicas, tensor, stages))) or "one device"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -156,6 +157,24 @@ def test_balanced_by_memory():
     assert found.stage_bytes[0] == 4 * (100 * 100 + 100) * 4 + 100 * 4
     in_flight = balance(model, torch.randn(1000, 100), 2, by="memory", repeats=1, n_in_flight=8, copies=1)
     assert in_flight.stage_bytes[0] == (100 * 100 + 100) * 4 + 8 * 1000 * 100 * 4
+
+
+def test_balanced_by_memory_where_stages_hold_unequal_numbers_of_microbatches():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(50, 50), nn.Tanh()) for _ in range(8)))
+    held = [min(3 - r, 8) for r in range(3)]  # 1F1B on three ranks
+    found = balance(model, torch.randn(400, 50), 3, by="memory", repeats=1, n_in_flight=held)
+
+    def largest(sizes: tuple[int, ...]) -> int:
+        return max(replace(found, sizes=sizes).stage_bytes)
+
+    cuts = [(a, b, 8 - a - b) for a in range(1, 7) for b in range(1, 8 - a)]
+    assert largest(found.sizes) == min(map(largest, cuts)) < largest(found.equal.sizes)
+    first = found.layers[: found.sizes[0]]
+    assert found.stage_bytes[0] == sum(4 * one.parameter_bytes + 3 * one.activation_bytes for one in first)
+    with pytest.raises(ModelError, match="n_in_flight has 3 numbers, but there are 2 stages"):
+        balance(model, torch.randn(4, 50), 2, n_in_flight=held)
+    with pytest.raises(ModelError, match="n_in_flight is 0"):
+        balance(model, torch.randn(4, 50), 2, n_in_flight=[1, 0])
 
 
 def test_what_is_predicted_follows_from_the_layers():

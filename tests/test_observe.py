@@ -338,6 +338,18 @@ def test_gradients_for_inputs_and_for_weights_are_told_apart() -> None:
     assert _labels(_observe(work)) == "F0 I0 W0 F1 W1"
 
 
+def test_tensors_that_can_be_read_only_once_reach_autograd_whole() -> None:
+    def work() -> None:
+        model = nn.Linear(2, 2)
+        y = model(torch.ones(1, 2))
+        weight, bias = torch.autograd.grad(iter([y.sum()]), model.parameters(), retain_graph=True)
+        torch.autograd.backward((y.sum(),))
+        pairs = zip((weight, bias), model.parameters(), strict=True)
+        assert all(torch.equal(grad, parameter.grad) for grad, parameter in pairs if parameter.grad is not None)
+
+    assert _labels(_observe(work)) == "F0 W0 B0"
+
+
 def test_recomputation_is_part_of_its_backward() -> None:
     def work() -> None:
         model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())

@@ -163,6 +163,15 @@ def test_options_are_ranked_and_complete():
     assert found.best_of_each_kind[0] is found.best
 
 
+def test_interleaved_ranks_have_the_number_of_chunks_that_is_fastest():
+    model = replace(MODEL, n_layers=12)  # three chunks on each of 4 ranks are one layer each, two are one or two
+    way = {"schedule": "interleaved 1F1B", "n_stages": 4}
+    each = {(n, m): estimate(model, MACHINE, 64, m, n_chunks=n, **way) for n in (2, 3) for m in (1, 2, 4, 8, 16, 32)}
+    found = find(plan(model, MACHINE, 64), "interleaved 1F1B, 4 stages of 3 chunks")
+    assert found.seconds == min(one.seconds for one in each.values())
+    assert found.seconds < min(one.seconds for (n, _), one in each.items() if n == 2)
+
+
 def test_ties_go_to_the_smaller_memory():
     free = replace(MACHINE, latency=0.0, bandwidth=None)
     options = plan(MODEL, free, 8).options
@@ -186,8 +195,8 @@ def test_counts_may_be_written_as_floats():
 
 def test_too_few_layers_or_samples_are_said():
     found = plan(replace(MODEL, n_layers=3), MACHINE, 2)
-    assert why(found, "1F1B, 4 stages") == "needs 4 pieces of at least one layer, but the model has 3"
-    assert why(found, "interleaved 1F1B, 2 stages") == "needs 4 pieces of at least one layer, but the model has 3"
+    for name in ("1F1B, 4 stages", "interleaved 1F1B, 2 stages of 2 chunks"):
+        assert why(found, name) == "needs 4 pieces of at least one layer, but the model has 3"
     assert why(found, "4 replicas") == "needs a sample for each of 4 replicas, but the batch has 2"
 
 

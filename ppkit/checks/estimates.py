@@ -10,7 +10,7 @@ from typing import Any
 from ppkit.checks.form import unwritten
 from ppkit.checks.judge import Passed, Unfinished, Verdict, Wrong, is_blank
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.general import ESTIMATE, NO_CHOICE
+from ppkit.checks.mistakes.general import ESTIMATE, NO_CHOICE, NO_NUMBER
 
 __all__ = ["Choice", "Estimate", "judge_estimates"]
 
@@ -44,7 +44,7 @@ class Estimate:
         except (TypeError, ValueError, RuntimeError):
             guess = math.nan
         if math.isnan(guess):
-            return f"`{self.name}` is no number: {self.value!r}.", Wrong, ESTIMATE
+            return f"`{self.name}` is no number: {self.value!r}.", Wrong, NO_NUMBER
         if math.isclose(guess, self.right, rel_tol=self.tolerance):
             return f"`{self.name}`: {guess:g}{self.unit} is right.", Passed, ESTIMATE
         text = f"`{self.name}`: {guess:g}{self.unit} is too {'small' if guess < self.right else 'large'}."

@@ -33,7 +33,8 @@ def view(
         what Jupyter displays, by mimetype, and a function that takes the widgets away.
     """
     status = widgets.HTML(_said("Now this cell says", [f"{name} = {text}" for name, text in written.items()]))
-    fields = [_field(form, question, shown[question.name], status) for question in questions]
+    refused: dict[str, str] = {}  # by name, what stands in a field and is no number
+    fields = [_field(form, question, shown[question.name], status, refused) for question in questions]
     box = widgets.VBox([*fields, status])
     data = {kind: value for kind, value in box._repr_mimebundle_().items() if kind != "text/plain"}
 
@@ -44,26 +45,29 @@ def view(
     return data, close
 
 
-def _field(form: Form, question: Number | Words, shown: str, status: Any) -> Any:
+def _field(form: Form, question: Number | Words, shown: str, status: Any, refused: dict[str, str]) -> Any:
     wide = widgets.Layout(width="max-content")
     common = {"description": question.label, "tooltip": question.label, "style": _WIDE, "layout": wide}
     if isinstance(question, Words):
         field = widgets.RadioButtons(options=question.words, value=question.value(shown), **common)
     else:
         field = widgets.Text(shown, placeholder="a number, or 3 / 4", continuous_update=False, **common)
-    field.observe(lambda change: _answered(form, question, change["new"], status), "value")
+    field.observe(lambda change: _answered(form, question, change["new"], status, refused), "value")
     return field
 
 
-def _answered(form: Form, question: Number | Words, value: Any, status: Any) -> None:
+def _answered(form: Form, question: Number | Words, value: Any, status: Any, refused: dict[str, str]) -> None:
     text = python_text(value) if isinstance(question, Words) else value.strip()
+    refused.pop(question.name, None)
     if text and question.value(text) is None:
-        form.answer(question.name, "")
-        status.value = f"<code>{escape(text)}</code> is no number. Write it as in Python, such as 0.75 or 3 / 4."
-    else:
-        form.answer(question.name, text)
-        begin = "<b>Run this cell once more</b>, so that it says" if form.can_write else "Write into this cell"
-        status.value = _said(begin, form.lines)
+        refused[question.name], text = text, ""
+    form.answer(question.name, text)
+    begin = "<b>Run this cell once more</b>, so that it says" if form.can_write else "Write into this cell"
+    status.value = "".join(map(_no_number, refused.values())) + _said(begin, form.lines)
+
+
+def _no_number(text: str) -> str:
+    return f"<div><code>{escape(text)}</code> is no number. Write it as in Python, such as 0.75 or 3 / 4.</div>"
 
 
 def _said(begin: str, lines: Sequence[str]) -> str:

@@ -14,10 +14,12 @@ from ppkit.checks.judge import Wrong
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import CRASH, EXCEPTION, FORGOTTEN_RECEIVE, MISSING_MESSAGE, UNPAIRED
 from ppkit.checks.mistakes.naive import N03, N04, N05, N05_DIRECTION, N06, N06_SENT, N07, N11, N16, PASSED_ON
+from ppkit.checks.mistakes.one_f_one_b import F41_LOST
 from ppkit.checks.oracle import Pass
 from ppkit.errors import DeadlockError, MismatchError, RankError
 from ppkit.event import Event
 from ppkit.launch.wording import describe_call, place, sends, source_line
+from ppkit.observe.fields import NEVER_WAITED
 from ppkit.timeline import Timeline
 
 __all__ = [
@@ -179,6 +181,8 @@ def _why_stuck(error: DeadlockError, expected: Expected, returned: set[int]) -> 
     for link in links if expected.messages else ():
         if link not in expected.links:
             return expected.wrong_way(links), f"No message of this task goes from {_link(link)}."
+    if lost := next((event for call in calls for event in sent if _was_lost(event, call)), None):
+        return F41_LOST, f"Rank {lost.rank}'s {lost.label} was never waited for, and never arrived."
     for call in calls:
         for other in calls:
             if call["peer"] == other["rank"] and other["peer"] == call["rank"] and call is not other:
@@ -200,6 +204,12 @@ def _why_stuck(error: DeadlockError, expected: Expected, returned: set[int]) -> 
             fact = f"Rank {receiver} has returned without receiving the message from rank {sender}."
             return replace(FORGOTTEN_RECEIVE, look=look), fact
     return UNPAIRED, ""
+
+
+def _was_lost(event: Event, call: dict[str, Any]) -> bool:
+    """Whether a call waits for a message whose send nobody holds any more: one that is held would arrive."""
+    matches = not _sends(call) and (_of(event), event.tag) == (_link_of(call), call["tag"])
+    return matches and event.message is None and event.note == NEVER_WAITED
 
 
 def _at(call: dict[str, Any]) -> str:

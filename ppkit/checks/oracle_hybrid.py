@@ -89,14 +89,20 @@ def ratio(got: Mapping[str, Any], right: Mapping[str, Tensor]) -> float | None:
     return factor if torch.allclose(mine, factor * ours, rtol=1e-7, atol=1e-9) else None
 
 
-def expected_messages(setting: Setting) -> Expected:
-    """The messages of every pipeline: each micro-batch there and back, with each batch."""
+def expected_messages(setting: Setting, rows: Sequence[Sequence[Sequence[int]]] = ()) -> Expected:
+    """The messages of every pipeline: each micro-batch there and back, with each batch.
+
+    Args:
+        setting: the training.
+        rows: of each batch, for each replica, those of each micro-batch; as equal as can be unless it is given.
+    """
     stages, n_replicas, found = setting.stages(), setting.mesh.n_replicas, []
-    for batch in setting.batches():
+    for step, batch in enumerate(setting.batches()):
         for replica, share in enumerate(parts(batch, n_replicas)):
             first = setting.mesh.rank_of(replica, 0)
-            for one in parts(share, setting.n_microbatches):
-                passes = run(stages, one)[1]
+            cut = rows[step][replica] if rows else [len(part[1]) for part in parts(share, setting.n_microbatches)]
+            for n_rows in cut:
+                passes = run(stages, (batch[0][:n_rows], batch[1][:n_rows]))[1]
                 for expected in (forward_messages(stages, passes), backward_messages(stages, passes)):
                     found += [Message(first + m.sender, first + m.receiver, m.nbytes) for m in expected.messages]
     return Expected(tuple(found), expected.parameter_bytes * n_replicas)

@@ -135,7 +135,7 @@ def train(model: nn.Module, batches: Sequence[Cut], mistake: str = "") -> Traine
     Args:
         model: at the start.
         batches: in shards, whose losses are means over their own rows.
-        mistake: "D44": the shards' gradients are summed.
+        mistake: "D44": the shards' gradients are summed; "twice": their mean is divided by their number once more.
     """
     model = copy.deepcopy(model)
     velocities: dict[nn.Parameter, Tensor] = {}
@@ -144,6 +144,7 @@ def train(model: nn.Module, batches: Sequence[Cut], mistake: str = "") -> Traine
         shards = list(zip(batch.inputs, batch.targets, strict=True))
         losses.append(cross_entropy(model(torch.cat(batch.inputs)), torch.cat(batch.targets)).item())
         shares = [1.0 if mistake == "D44" else len(y) / batch.n_rows for _, y in shards]
+        shares = [share / len(shards) for share in shares] if mistake == "twice" else shares
         found = combine([shard_gradients(model, shard) for shard in shards], shares)
         for name, parameter in model.named_parameters():
             parameter.grad = found[name]

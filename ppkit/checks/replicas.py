@@ -10,11 +10,12 @@ from ppkit.checks.judge import Wrong
 from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D51
-from ppkit.checks.mistakes.general import EXCEPTION, UNPAIRED
-from ppkit.checks.mistakes.replicas import COLLECTIVE_ALONE, OTHER_COLLECTIVES
+from ppkit.checks.mistakes.general import EXCEPTION, EXCEPTION_HERE, UNPAIRED
+from ppkit.checks.mistakes.replicas import COLLECTIVE_ALONE, NOT_AWAITED, OTHER_COLLECTIVES, OTHER_ROOTS
 from ppkit.checks.trial import Trial, on_ranks
+from ppkit.observe.fields import NEVER_WAITED
 
-__all__ = ["on_replicas"]
+__all__ = ["on_replicas", "require_waits"]
 
 _COLLECTIVE = re.compile(r"waits in (wait for )?(?!i?send|i?recv|wait)")
 
@@ -31,18 +32,31 @@ def on_replicas(
     try:
         return on_ranks(driver, *args, n_ranks=n_ranks, where=where, expected=Expected(tuple(messages)))
     except Wrong as verdict:
-        verdict.mistake = _of_replicas(verdict)
+        verdict.mistake = _of_replicas(verdict, EXCEPTION if n_ranks > 1 else EXCEPTION_HERE)
         raise
 
 
-def _of_replicas(verdict: Wrong) -> Mistake | None:
+def require_waits(trial: Trial) -> None:
+    """Refuse collectives that nobody has waited for: what they leave in a tensor is luck.
+
+    Raises:
+        Wrong: the first of them, with its rank.
+    """
+    for event in trial.timeline:
+        if event.kind == "COLLECTIVE" and event.note == NEVER_WAITED:
+            raise trial.wrong(f"nobody waits for its asynchronous {event.name}.", NOT_AWAITED, rank=event.rank)
+
+
+def _of_replicas(verdict: Wrong, raised: Mistake) -> Mistake | None:
     """The mistake where there are no stages, and mostly collectives instead of messages."""
     fact, mistake = verdict.facts[0], verdict.mistake
     if "with different tensors" in fact:
         return D51
+    if "name different roots" in fact:
+        return OTHER_ROOTS
     if "in different collectives" in fact:
         return OTHER_COLLECTIVES
     if "a deadlock" in fact:
         verdict.facts = verdict.facts[:1]  # the others are about messages between stages
         return COLLECTIVE_ALONE if _COLLECTIVE.search(fact) else UNPAIRED
-    return EXCEPTION if mistake and mistake.code else mistake
+    return raised if mistake and mistake.code else mistake

@@ -17,6 +17,7 @@ __all__ = ["Report"]
 
 # After Okabe and Ito, as the timelines; every state is said in words too.
 _COLOURS = {"passed": "#009E73", "not done yet": "#7A7A7A", "not right yet": "#D55E00"}
+_COLUMNS = re.compile(r"\S {2,}\S")  # in a grid or a table, which no line break may spoil
 _LAST_PRINTS = 20  # lines of the ranks' output that a report quotes
 
 
@@ -151,9 +152,10 @@ def _html(text: str) -> str:
     """Text with `code` in it; all but the first line keep their spaces."""
     first, _, rest = text.partition("\n")
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(first))
-    return marked + (_verbatim(rest) if rest else "")
+    return marked + (_verbatim(rest, wraps=not _COLUMNS.search(rest)) if rest else "")
 
 
-def _verbatim(text: str) -> str:
-    """Text whose columns stay below each other, however narrow the page is."""
-    return f'<pre style="white-space: pre; overflow-x: auto">{escape(text)}</pre>'
+def _verbatim(text: str, *, wraps: bool = False) -> str:
+    """Text that keeps its spaces; where it does not wrap, columns stay below each other, however narrow the page is."""
+    style = "white-space: pre-wrap" if wraps else "white-space: pre; overflow-x: auto"
+    return f'<pre style="{style}">{escape(text)}</pre>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,11 +11,14 @@ from ppkit.checks.judge import Unfinished, Wrong
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import NO_ROWS, RETURNED, SCHEDULE
+from ppkit.checks.mistakes.orders import ABSENT, MISPLACED, REPEATED
 from ppkit.checks.trial import on_ranks
 from ppkit.errors import ScheduleError
 from ppkit.schedule import Action, Op, Schedule
 
-__all__ = ["order_of", "run_builder"]
+__all__ = ["cannot_run", "order_of", "run_builder"]
+
+_INVALID = ((" is repeated", REPEATED), (" is missing", ABSENT), (" is misplaced", MISPLACED))
 
 
 def run_builder(
@@ -51,17 +55,30 @@ def run_builder(
                 f"{where}: your function returned {rows}; it must return a list for each rank.", mistake=RETURNED
             )
         holders = stage_to_rank(*size)
-        mistake = NO_ROWS
         try:
             if others := [row for row in rows if not isinstance(row, list)]:
-                raise ScheduleError(f"{where}: a row is {others[0] or 'nothing'}; it must be a list of texts.")
+                raise ScheduleError(f"a row is {others[0] or 'nothing'}; it must be a list of texts.")
             schedule = Schedule(where, p, len(holders), m, tuple(rows), holders)
-            mistake = SCHEDULE
+        except ScheduleError as error:
+            raise Wrong(f"{where}: {error.message}", mistake=explain(_actions(rows), *size) or NO_ROWS) from None
+        try:
             schedule.validate()
         except ScheduleError as error:
-            raise Wrong(error.message, mistake=explain(_actions(rows), *size) or mistake) from None
+            fact, mistake = cannot_run(error, schedule.actions)
+            if mistake is not REPEATED:  # there the order of the others tells nothing
+                mistake = explain(schedule.actions, *size) or mistake
+            raise Wrong(fact, mistake=mistake) from None
         schedules.append(schedule.compute_only())
     return schedules
+
+
+def cannot_run(error: ScheduleError, rows: Iterable[Iterable[Action]]) -> tuple[str, Mistake]:
+    """What to say of a schedule that is not valid: of a learner's rows, not of ppkit's `Schedule`; and the mistake."""
+    fact = re.sub(r"\. If all of it is to be on rank \d+, say so with stage_to_rank", "", error.message)
+    if not any(action.op in (Op.I, Op.W) for row in rows for action in row):
+        fact = re.sub(r" \(or \w+ and \w+\)", "", fact)
+    first = fact.split("\n")[0]
+    return fact, next((mistake for words, mistake in _INVALID if words in first), SCHEDULE)
 
 
 def _actions(rows: Sequence[Any]) -> list[list[Action]]:

@@ -13,6 +13,7 @@ from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G27, G32
 from ppkit.checks.mistakes.naive import N14
+from ppkit.checks.mistakes.one_f_one_b import F41
 from ppkit.checks.oracle import build_stages, parameters, run
 from ppkit.checks.oracle_gpipe import Cut, Stored, cut, forward_backward, train
 from ppkit.checks.trial import Trial, on_ranks
@@ -31,6 +32,7 @@ __all__ = [
     "never_waited",
     "recognise",
     "require_steps",
+    "require_waits",
     "train_trial",
     "weights_difference",
 ]
@@ -91,6 +93,12 @@ def require_steps(trial: Trial, rank: int, data: Sequence[Cut]) -> None:
 def never_waited(events: Iterable[Event]) -> Iterator[Event]:
     """The sends that nobody has waited for."""
     return (event for event in events if event.kind == "SEND" and event.note == NEVER_WAITED)
+
+
+def require_waits(trial: Trial) -> None:
+    """Refuse sends that nobody has waited for: that they arrived was luck."""
+    for event in never_waited(trial.timeline):
+        raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=event.rank)
 
 
 def recognise(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], data: list[Cut]) -> None:

@@ -18,11 +18,15 @@ from ppkit.checks.mistakes.general import (
     CANNOT_TRAVEL,
     ENDLESS,
     EXCEPTION,
+    EXCEPTION_HERE,
     EXIT,
     KILLED,
     MEMORY,
     NO_BUFFER,
     NOT_RECEIVED,
+    UNKNOWN_NAME,
+    WRONG_HERE,
+    WRONG_VALUES,
 )
 from ppkit.checks.mistakes.gpipe import G21, G23, G24
 from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
@@ -45,6 +49,7 @@ _ASKED = re.compile(r"(?:tried to allocate|buy new) (\d+) bytes|Unable to alloca
 _RAISED = (
     (r"Expected parameter `tensor` of type torch\.Tensor\s+but got .*NoneType", N02_SENT),
     (r"'NoneType' object has no attribute '(detach|clone|contiguous)'(?s:.*)\.grad\b", N02_SENT),
+    (r"raised NameError: name ", UNKNOWN_NAME),
     (r"Invalid (destination|source) rank|no such rank|rank -?\d+ (does not exist|is not one of)", N05),
     (_NO_MEMORY, MEMORY),
     (r"must be Tensor, not int", NOT_RECEIVED),
@@ -77,6 +82,8 @@ class Trial:
 
     def wrong(self, fact: str, mistake: Mistake | None = None, *, rank: int | None = None) -> Wrong:
         """The verdict that `fact`, seen on `rank` or on all, makes the answer wrong."""
+        if mistake is WRONG_VALUES and self.timeline.n_ranks == 1:
+            mistake = WRONG_HERE  # no messages, and no ranks to compare
         return self._with_run(Wrong(self._sentence(fact, rank), mistake=mistake))
 
     def unfinished(self, fact: str, mistake: Mistake | None = None, *, rank: int | None = None) -> Unfinished:
@@ -137,7 +144,10 @@ def on_ranks(
     except LaunchError as error:
         raise Wrong(error.message, mistake=CANNOT_TRAVEL) from None
     except RankError as error:
-        raise _explain(error, expected, where) from None
+        verdict = _explain(error, expected, where)
+        if n_ranks == 1:
+            _without_ranks(verdict)
+        raise verdict from None
     return Trial(run.results, replace(run.timeline, name=where), run.output, where, expected)
 
 
@@ -169,6 +179,13 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         if mistake is MEMORY:
             fact = f"{where}: {_out_of_memory(error.rank, message)}"
     return Wrong(fact, mistake=mistake, timeline=error.timeline, output=error.output)
+
+
+def _without_ranks(verdict: Verdict) -> None:
+    """Say of one process what is said of one of several: nobody has asked for ranks there, or sent a message."""
+    verdict.facts = tuple(fact.replace("rank 0 raised ", "") for fact in verdict.facts)
+    if verdict.mistake in (EXCEPTION, N02_SENT, N05, N06, N07, N08):
+        verdict.mistake = EXCEPTION_HERE
 
 
 def _first_part(error: RankError) -> str:

@@ -49,7 +49,7 @@ def difference(got: Any, expected: Tensor) -> str:
         return "is zero everywhere"
     ratio = _ratio(got, expected)
     if ratio is not None:
-        return f"is exactly {ratio:.4g} times what one process computes"
+        return f"is exactly {ratio:.4g} times{_fraction(ratio)} what one process computes"
     far = int((got - expected).abs().argmax())
     index = [int(i) for i in torch.unravel_index(torch.tensor(far), got.shape)]
     values = f"{got.flatten()[far]:.4g} instead of {expected.flatten()[far]:.4g}"
@@ -66,6 +66,12 @@ def first_difference(got: Mapping[str, Any], expected: Mapping[str, Tensor]) -> 
 
 def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def _fraction(ratio: float) -> str:
+    """A ratio such as 1/35 once more, where its decimals don't show what it is; with a space before it."""
+    inverse = 1 / ratio
+    return f" (1/{inverse:.0f})" if 10 < inverse < 1e6 and abs(inverse - round(inverse)) < 1e-6 * inverse else ""
 
 
 def _ratio(got: Tensor, expected: Tensor) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -130,6 +130,7 @@ def _observed_backward(recorder: Recorder, original: Callable[..., Any]) -> Call
         if recorder.in_backward:
             return original(tensors, *args, **kwargs)
         kept = bool(kwargs.get("retain_graph") or kwargs.get("create_graph") or any(args[1:3]))
+        tensors = _kept(tensors)
         kind = _kind(kwargs.get("inputs"))
         return _run_backward(recorder, kind, _as_list(tensors), kept, lambda: original(tensors, *args, **kwargs))
 
@@ -142,6 +143,7 @@ def _observed_grad(recorder: Recorder, original: Callable[..., Any]) -> Callable
         if recorder.in_backward:
             return original(outputs, inputs, *args, **kwargs)
         kept = bool(kwargs.get("retain_graph") or kwargs.get("create_graph") or any(args[1:3]))
+        outputs, inputs = _kept(outputs), _kept(inputs)
         return _run_backward(
             recorder,
             _kind(inputs),
@@ -153,8 +155,15 @@ def _observed_grad(recorder: Recorder, original: Callable[..., Any]) -> Callable
     return grad
 
 
+def _kept(tensors: Any) -> Any:
+    """What a backward takes, to be read twice: `stage.parameters()` can be read only once."""
+    return list(tensors) if isinstance(tensors, Iterator) else tensors
+
+
 def _as_list(tensors: Any) -> list[Any]:
-    """What a backward takes: tensors, or edges of the graph, which are tuples themselves."""
+    """What a backward takes: tensors, by name or not, or edges of the graph, which are tuples themselves."""
+    if isinstance(tensors, Mapping):
+        return list(tensors.values())
     return [tensors] if isinstance(tensors, (torch.Tensor, GradientEdge)) else list(tensors)
 
 

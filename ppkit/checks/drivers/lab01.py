@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from ppkit.checks.oracle import LEARNING_RATE, MOMENTUM, Batch, Pass
 from ppkit.checks.reference import naive as reference
 
-__all__ = ["backward", "first_rank", "forward", "train"]
+__all__ = ["backward", "first_rank", "forward", "leaves", "train"]
 
 Function = Callable[..., Any]
 
@@ -31,7 +31,7 @@ def forward(forward_stage: Function, stages: Sequence[nn.Module], passes: Sequen
     seen: dict[str, Any] = {"output": output.detach().clone(), "input": stage_input.detach().clone()}
     seen["has_graph"] = output.requires_grad
     if output.requires_grad and (output.shape, output.dtype) == (right.output.shape, right.output.dtype):
-        seen["leaves"] = len(_leaves(output, stage))
+        seen["leaves"] = len(leaves(output, stage))
         output.backward(right.output_grad)
         seen["asks"] = stage_input.requires_grad
         seen["input_grad"] = gradient(stage_input)
@@ -121,10 +121,11 @@ def shown(value: Any) -> str | None:
         return None
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}: {', '.join(type(item).__name__ for item in value[:4])}"
-    return f"a {type(value).__name__}"
+    shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"a {type(value).__name__}{shape}"
 
 
-def _leaves(output: Tensor, stage: nn.Module) -> list[Tensor]:
+def leaves(output: Tensor, stage: nn.Module) -> list[Tensor]:
     """The leaves of a graph that are no parameters of the stage: what autograd takes for its input."""
     known = {id(parameter) for parameter in stage.parameters()}
     found: dict[int, Tensor] = {}

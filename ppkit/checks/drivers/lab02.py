@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ppkit.checks.drivers.lab01 import gradient, gradients, number, shown, substitute
+from ppkit.checks.drivers.lab01 import gradient, gradients, leaves, number, shown, substitute
 from ppkit.checks.oracle import LEARNING_RATE, MOMENTUM
 from ppkit.checks.oracle_gpipe import Cut, Stored
 from ppkit.checks.reference import gpipe as reference
@@ -59,6 +59,7 @@ def forward(forward_all: Function, stages: Sequence[nn.Module], cut: Cut, stored
         "outputs": [output.detach().clone() for _, output in pairs],
         "buffers": len({stage_input.data_ptr() for stage_input, _ in pairs}),
         "graphs": [output.requires_grad for _, output in pairs],
+        "asks": [stage_input.requires_grad or bool(leaves(output, stage)) for stage_input, output in pairs],
     }
     if all(seen["graphs"]) and [o.shape for o in seen["outputs"]] == [part.output.shape for part in right]:
         for (_, output), part in zip(pairs, right, strict=True):

@@ -104,7 +104,7 @@ def accuracies(accuracy: Function, right: Sequence[Sequence[bool]]) -> list[Any]
 
 def loop(train: Function, model: nn.Module, batches: Sequence[Cut]) -> dict[str, Any]:
     """Run the learner's loop; note what it returns, the weights, its rows, and the use of a wrapper."""
-    calls = {"made": 0, "called": 0, "rows": 0}
+    calls: dict[str, float] = {"made": 0, "called": 0, "rows": 0, "images": 0.0}
     plain = DistributedDataParallel.__init__, DistributedDataParallel.forward
 
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -117,6 +117,7 @@ def loop(train: Function, model: nn.Module, batches: Sequence[Cut]) -> dict[str,
 
     def count(_model: nn.Module, inputs: tuple[Any, ...]) -> None:
         calls["rows"] += len(inputs[0]) if torch.is_grad_enabled() else 0
+        calls["images"] += float(inputs[0].sum())  # by which rows are told apart
 
     handle = model.register_forward_pre_hook(count)
     DistributedDataParallel.__init__, DistributedDataParallel.forward = made, called  # type: ignore[method-assign]
@@ -150,12 +151,14 @@ def on_devices(step: Function, settings: Sequence[tuple[tuple[Tensor, Tensor], i
     found = []
     for (images, labels), n_devices in settings:
         model = Probe()
+        before = state(model)
         Probe.seen.clear()
         loss = step(model, images.clone(), labels.clone(), [torch.device("cpu")] * n_devices)
         found.append(
             {
                 "loss": number(loss),
                 "gradients": gradients(model),
+                "moved": any(not torch.equal(before[name], one) for name, one in state(model).items()),
                 "rows": [n_rows for n_rows, _ in Probe.seen],
                 "memories": len({weight.data_ptr() for _, weight in Probe.seen}),
             }

@@ -136,9 +136,15 @@ def same_start(function: Function, shape: Shape) -> dict[str, Any]:
     with torch.no_grad():
         for position, parameter in enumerate(stage.parameters()):
             parameter.copy_(start_of(rank, position, parameter))
+    before = list(stage.parameters())
     with _collectives() as seen:
         function(stage, column)
-    return {"weights": [parameter.detach().clone() for parameter in stage.parameters()], "collectives": seen}
+    after = list(stage.parameters())
+    return {
+        "weights": [parameter.detach().clone() for parameter in after],
+        "replaced": any(one is not other for one, other in zip(after, before, strict=True)),
+        "collectives": seen,
+    }
 
 
 def start_of(rank: int, position: int, like: Tensor) -> Tensor:

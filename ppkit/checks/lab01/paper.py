@@ -11,9 +11,10 @@ from ppkit.checks.estimates import Estimate, judge_estimates
 from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, Unfinished, Wrong, graded, is_blank
 from ppkit.checks.messages import Expected
-from ppkit.checks.mistakes.general import MISSING_MESSAGE, NO_ROWS, SCHEDULE
+from ppkit.checks.mistakes.general import MISSING_MESSAGE, NO_ROWS
 from ppkit.checks.oracle import build_stages
 from ppkit.checks.reference.naive import train_step
+from ppkit.checks.schedules import cannot_run
 from ppkit.checks.trial import on_ranks
 from ppkit.data import digits
 from ppkit.errors import ScheduleError
@@ -35,13 +36,15 @@ def check_schedule(schedule: Any) -> Passed:
         blank = [rank for rank, row in enumerate(rows) if is_blank(row) or row in ([], [...], [None], "")]
         if blank:
             raise Unfinished(f"No actions yet for rank {', '.join(map(str, blank))}.")
-    mistake = NO_ROWS
     try:
         yours = Schedule("your schedule", 3, 3, 1, rows)
-        mistake = SCHEDULE
+    except ScheduleError as error:
+        raise Wrong(error.message, mistake=NO_ROWS) from None
+    try:
         yours.validate()
     except ScheduleError as error:
-        raise Wrong(error.message, mistake=mistake) from None
+        fact, mistake = cannot_run(error, yours.actions)
+        raise Wrong(fact, mistake=mistake) from None
     right = naive(3).with_comms()
     for rank, (row, wanted) in enumerate(zip(yours.actions, right.actions, strict=True)):
         missing = sorted(str(action) for action in set(wanted) - set(row))

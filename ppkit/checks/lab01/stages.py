@@ -12,8 +12,9 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import backward_messages, forward_messages
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.naive import ACTIVATION_BACK, N01, N02, N07, N09, N12, NO_GRAPH, SWAPPED
+from ppkit.checks.mistakes.naive import ACTIVATION_BACK, N01, N02, N07, N09, N12, NO_GRAPH, NOT_FROM_LOSS, SWAPPED
 from ppkit.checks.oracle import Batch, build_stages, run
+from ppkit.checks.steps import require_waits
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, difference, equal, first_difference
 
@@ -54,6 +55,7 @@ def check_forward_stage(forward_stage: Any) -> Passed:
                 raise trial.wrong(f"after a backward, the gradient of its input {text}.", WRONG_VALUES, rank=rank)
             if text := first_difference(seen["grads"], right.grads):
                 raise trial.wrong(f"after a backward, the gradient of {text}.", WRONG_VALUES, rank=rank)
+        require_waits(trial)
     return Passed(
         "On 2, 3 and 4 ranks, with 7, 9 and 11 rows: every output is that of one process.",
         "Each rank but the last sent one message, to the next.",
@@ -133,7 +135,9 @@ def check_backward_stage(backward_stage: Any) -> Passed:
                 raise trial.wrong(f"{text} ∂L/∂(stage_input).", ACTIVATION_BACK)
         for rank in reversed(range(len(stages))):
             if text := first_difference(got[rank], passes[rank].grads):
-                raise trial.wrong(f"the gradient of {text}.", WRONG_VALUES, rank=rank)
+                mistake = WRONG_VALUES if rank < len(stages) - 1 else NOT_FROM_LOSS
+                raise trial.wrong(f"the gradient of {text}.", mistake, rank=rank)
+        require_waits(trial)
     return Passed(
         "On 2, 3 and 4 ranks, with 7, 9 and 11 rows: every parameter's gradient is that of one process.",
         "Each rank but the first sent one message, to the rank before: the gradient of its input.",

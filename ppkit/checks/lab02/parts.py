@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ppkit.checks.drivers import lab02 as ranks
-from ppkit.checks.judge import Passed, graded, require_function
+from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G18, G19, G19_LOSS, G23, G24_LIST, LOSS_WITHOUT_GRAPH
+from ppkit.checks.mistakes.gpipe import G18, G19, G19_LOSS, G23, G24, G24_LIST, LOSS_USED_UP, LOSS_WITHOUT_GRAPH
 from ppkit.checks.mistakes.naive import N01, N02, NO_GRAPH
 from ppkit.checks.oracle import build_stages
 from ppkit.checks.oracle_gpipe import Cut, cut, forward_backward
-from ppkit.checks.steps import forward_expected
+from ppkit.checks.steps import forward_expected, require_waits
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference, equal, first_difference
 
@@ -37,7 +37,12 @@ def check_microbatch_loss(microbatch_loss: Any) -> Passed:
     """Check a micro-batch's share of the loss: its gradient, for equal and for ragged micro-batches."""
     require_function(microbatch_loss, "microbatch_loss", LOSS_PARAMETERS)
     cuts = [_numbers(CLASSES, sizes) for sizes in CUTS]
-    trial = on_ranks(ranks.losses, microbatch_loss, cuts, n_ranks=1, where="your function", expected=Expected(()))
+    try:
+        trial = on_ranks(ranks.losses, microbatch_loss, cuts, n_ranks=1, where="your function", expected=Expected(()))
+    except Wrong as verdict:
+        if verdict.mistake is G24:
+            verdict.mistake = LOSS_USED_UP
+        raise
     for data, sizes, seen in zip(cuts, CUTS, trial.results[0], strict=True):
         rows = f"micro-batches of {' and '.join(map(str, sizes))} rows"
         if all(value is None for value in seen["losses"]):
@@ -100,6 +105,7 @@ def check_forward_all(forward_all: Any) -> Passed:
         trial.require_messages()
         for rank, seen in enumerate(trial.results):
             _judge_rank(trial, rank, seen, [parts[rank] for parts in stored])
+        require_waits(trial)
     return Passed(
         "On 2, 3 and 4 ranks, with equal and with ragged micro-batches: every output is that of one process.",
         "Each rank but the last sent one message for each micro-batch, to the next.",
@@ -137,9 +143,8 @@ def _gradients(rank: int, seen: dict[str, Any], right: Sequence[Any]) -> Iterato
     for i, part in enumerate(right):
         got = seen["input_grads"][i]
         if rank and got is None:
-            whole = all(grad is None for grad in seen["input_grads"])
             text = f"after its backward, the stage input of micro-batch {i} has no gradient."
-            yield text, N01 if whole else N02
+            yield text, N02 if any(seen["asks"]) else N01
         elif rank and (text := difference(got, part.input_grad)):
             yield f"after its backward, the gradient of micro-batch {i}'s stage input {text}.", WRONG_VALUES
     total = {name: sum(part.grads[name] for part in right) for name in right[0].grads}

@@ -19,6 +19,7 @@ from ppkit.checks.steps import (
     judge_manner,
     judge_weights,
     recognise,
+    require_waits,
     train_trial,
     weights_difference,
 )
@@ -87,6 +88,7 @@ def _judge_setting(step: Function, n_ranks: int, sizes: Sequence[Sequence[int]])
     trial = train_trial(ranks.train, step, stages, data)
     judge_weights(trial, stages, data)
     judge_losses(trial, stages, data)
+    require_waits(trial)
     for rank in range(n_ranks):
         judge_manner(trial, rank, data)
         _judge_order(trial, rank, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ppkit.checks.lab03.order import Order, judge_order
 from ppkit.checks.messages import Expected, Message
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.naive import N03, N09
-from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41, F41_LOST, F41_RECEIVE
+from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41, F41_RECEIVE
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
 from ppkit.checks.steps import (
@@ -23,14 +23,15 @@ from ppkit.checks.steps import (
     judge_losses,
     judge_manner,
     judge_weights,
-    never_waited,
     recognise,
+    require_waits,
     train_trial,
     weights_difference,
 )
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference
-from ppkit.observe.fields import NEVER_FINISHED, NEVER_WAITED
+from ppkit.event import Event
+from ppkit.observe.fields import NEVER_WAITED
 from ppkit.simulate import simulate
 from ppkit.timeline import Timeline
 
@@ -59,7 +60,7 @@ def check_exchange(exchange: Any) -> Passed:
     for rank, seen in enumerate(trial.results):
         _judge_exchanged(trial, rank, seen)
     trial.require_messages()
-    _require_waits(trial)
+    require_waits(trial)
     return Passed(
         "Three times each rank got what the other had sent.",
         timeline=trial.timeline,
@@ -79,13 +80,9 @@ def _judge_exchanged(trial: Trial, rank: int, seen: Sequence[Any]) -> None:
         if text := difference(value, right):
             early = bool((value == -1).any())
             spoilt = bool((value == -2).any())
-            mistake = N09 if early else F41 if spoilt else WRONG_VALUES
+            dropped = any(event.rank == rank for event in _never_received(trial.timeline))
+            mistake = F41_RECEIVE if dropped else N09 if early else F41 if spoilt else WRONG_VALUES
             raise trial.wrong(f"what it got in exchange {number} {text}.", mistake, rank=rank)
-
-
-def _require_waits(trial: Trial) -> None:
-    for event in never_waited(trial.timeline):
-        raise trial.wrong(f"its {event.label} was never waited for.", F41, rank=event.rank)
 
 
 # Task 4: find the bug
@@ -144,7 +141,7 @@ def _judge_setting(step: Function, n_ranks: int, sizes: Sequence[Sequence[int]])
     _require_memory(trial, data)
     for rank in range(n_ranks):
         judge_manner(trial, rank, data)
-    _require_waits(trial)
+    require_waits(trial)
     return trial
 
 
@@ -192,14 +189,13 @@ def _explain_deadlock(verdict: Wrong, timeline: Timeline, m: int) -> None:
         rank, text, verdict.mistake = found
         verdict.facts = (*verdict.facts, f"Until then, on rank {rank}, {text}.")
         return
-    waiting = {e.rank for e in timeline if e.name == "wait for isend" and e.note == NEVER_FINISHED}
-    begun = [event for event in timeline if event.note == NEVER_WAITED and event.message is None]
-    if received := next((event for event in begun if event.kind == "RECV"), None):
+    if received := next(_never_received(timeline), None):
         verdict.mistake = F41_RECEIVE
-        verdict.facts = (*verdict.facts, f"On rank {received.rank}, its {received.label} was never waited for.")
-    elif lost := next((event for event in begun if event.rank not in waiting), None):
-        rank, verdict.mistake = lost.rank, F41_LOST
-        verdict.facts = (*verdict.facts, f"On rank {rank}, its {lost.label} was never waited for, and never arrived.")
+        verdict.facts = (*verdict.facts, f"Rank {received.rank}'s {received.label} was never waited for.")
+
+
+def _never_received(timeline: Timeline) -> Iterator[Event]:
+    return (event for event in timeline if event.kind == "RECV" and event.note == NEVER_WAITED)
 
 
 def show_step(one_f_one_b_step: Function) -> None:

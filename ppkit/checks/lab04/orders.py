@@ -10,6 +10,7 @@ from ppkit.checks.mistakes.zero_bubble import (
     NOT_INTERLEAVED,
     NOT_PLACED,
     NOT_ZB_H1,
+    TOO_FEW,
     Z70,
     Z73,
     Z74,
@@ -40,7 +41,7 @@ def explain_interleaved(rows: Rows, p: int, m: int, v: int) -> Mistake | None:
     right = interleaved_1f1b(p, m, v).actions
     for ours, theirs in zip(right, rows, strict=True):
         if set(ours) != set(theirs):
-            return None
+            return TOO_FEW if (v - 1) * p + 2 * (p - 1) > m * v else None
     if all(_ahead(row, Op.B) == m * v for row in rows):
         return Z73
     for op, mistake in ((Op.F, Z74), (Op.B, Z75)):

@@ -39,7 +39,9 @@ def check_stage_to_rank(stage_to_rank: Any) -> Passed:
         call = f"with {p} ranks, {v} chunks on each, and placement {name!r}"
         for stage, value in enumerate(got):
             if not isinstance(value, int):
-                raise trial.wrong(f"for stage {stage}, {call}, it returned {value or 'nothing'}.", RETURNED)
+                raise trial.wrong(
+                    f"for stage {stage}, {call}, it returned {value or 'nothing'}; a rank is a whole number.", RETURNED
+                )
         right = list(_holders(p, v, name))
         if got != right:
             raise trial.wrong(f"{call}, the stages lie on ranks {got}.", _misplaced(got, p, v, name))

@@ -20,7 +20,7 @@ from ppkit.simulate import Costs, simulate
 
 __all__ = ["check_interleaved", "check_zb_h1", "show_schedules"]
 
-INTERLEAVED = ((2, 4, 2), (3, 6, 2), (4, 8, 2), (2, 4, 3), (2, 2, 2))  # ranks, micro-batches, chunks
+INTERLEAVED = ((2, 4, 2), (3, 6, 2), (4, 8, 2), (2, 4, 3), (2, 2, 2), (4, 4, 2))  # ranks, micro-batches, chunks
 ZB_H1 = ((3, 5), (4, 8), (2, 4), (1, 2), (4, 2), (3, 1))  # stages, micro-batches
 COSTS = Costs(forward=1, backward=2, stored_bytes=1, leftover_bytes=1)  # an F, an I and a W are equally long
 

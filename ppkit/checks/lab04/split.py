@@ -103,7 +103,10 @@ def _judge_weights(trial: Trial, i: int, got: Any, right: Gradients, unweighted:
     if _same(got, wanted[::-1]) or any(isinstance(one, Tensor) and equal(one, right[i][0]) for one in got):
         raise trial.wrong("`weight_grads` returned the gradients of the parameters in other places.", Z83)
     if len(got) != len(wanted):
-        raise trial.wrong(f"`weight_grads` returned {len(got)} gradients for {len(wanted)} parameters.", RETURNED)
+        raise trial.wrong(
+            f"`weight_grads` returned {len(got)} gradient{'s' * (len(got) != 1)} for {len(wanted)} parameters.",
+            RETURNED,
+        )
     if _same(got, wanted):
         return
     added = [sum(parts[1:], parts[0]) for parts in zip(*(one[1:] for one in right[: i + 1]), strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ppkit.checks.lab05.buckets import check_reducer, show_step
 from ppkit.checks.lab05.devices import check_data_parallel_step
 from ppkit.checks.lab05.loop import check_loop
-from ppkit.checks.lab05.paper import check_predictions
+from ppkit.checks.lab05.paper import ask_predictions, check_predictions
 from ppkit.checks.lab05.rows import check_rows
 from ppkit.checks.lab05.training import check_replicas
 from ppkit.checks.tasks import Task
@@ -13,6 +13,7 @@ from ppkit.checks.tasks import Task
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_predictions",
     "check_predictions",
     "check_rows",
     "check_loop",

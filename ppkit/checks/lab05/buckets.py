@@ -18,17 +18,22 @@ from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D44, D47, D48, D49, D50, D52, D52_UNUSED, D53
 from ppkit.checks.mistakes.general import RETURNED
 from ppkit.checks.mistakes.replicas import (
+    ADDED_TO_OWN,
     BLOCKS,
     COLLECTIVE_ALONE,
+    CUT_ELSEWHERE,
     LAST_BUCKET,
+    LEFT_FROM_BEFORE,
     NEVER_AVERAGED,
     NO_OVERLAP,
     NOT_HANDED_BACK,
     OTHER_BUCKETS,
+    SCALED,
     WRONG_NUMBERS,
 )
 from ppkit.checks.oracle import LEARNING_RATE
 from ppkit.checks.oracle_gpipe import Cut, cut
+from ppkit.checks.oracle_hybrid import ratio
 from ppkit.checks.oracle_replicas import Branches, Net, combine, descend, digit_shards, shard_gradients
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.show import show_run
@@ -123,6 +128,7 @@ def _judge_setting(trial: Trial, setting: Setting) -> None:
         for rank, seen in enumerate(all_seen):
             if text := first_difference(seen["gradients"], oracle.right):
                 mistake = oracle.suspect(rank, seen)
+                mistake = LEFT_FROM_BEFORE if step and mistake in (WRONG_NUMBERS, D47) else mistake
                 raise trial.wrong(f"in step {step}, the gradient of {text}.", mistake, rank=rank)
         for rank, seen in enumerate(all_seen):
             _judge_pieces(trial, setting, rank, step, seen)
@@ -184,7 +190,18 @@ class _Oracle:
         if all(equal(got[name], torch.zeros_like(own[name])) for name in wrong):
             return D47
         scaled = any(equal(got["second.weight"], self.right["second.weight"] * s) for s in (self.n, 1 / self.n))
-        return D53 if wrong == {"second.weight"} and scaled else WRONG_NUMBERS
+        return D53 if wrong == {"second.weight"} and scaled else self._by_hand(rank, got)
+
+    def _by_hand(self, rank: int, got: Mapping[str, Any]) -> Mistake:
+        """The mistake of packing, unpacking or scaling behind wrong gradients."""
+        if ratio(got, self.right) is not None:
+            return SCALED
+        if all_equal(got, combine([self.own[rank], self.right], [1.0, 1.0])):
+            return ADDED_TO_OWN
+        if any(got[name] is None or got[name].shape != one.shape for name, one in self.right.items()):
+            return WRONG_NUMBERS
+        numbers = (torch.cat([one[name].flatten() for name in self.right]).sort().values for one in (got, self.right))
+        return CUT_ELSEWHERE if equal(*numbers) else WRONG_NUMBERS
 
     def _mixed(self, rank: int, got: Mapping[str, Any]) -> bool:
         """Whether one branch's gradient of this rank was averaged with the other branch's of the other rank."""

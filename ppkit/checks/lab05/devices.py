@@ -15,8 +15,19 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D44, D45
 from ppkit.checks.mistakes.general import RETURNED
-from ppkit.checks.mistakes.replicas import BATCH_LOSS, NOT_REPLICATED, NOT_SCATTERED, STAYS_ON_COPIES, WRONG_NUMBERS
+from ppkit.checks.mistakes.replicas import (
+    BATCH_LOSS,
+    NO_BACKWARD,
+    NOT_REPLICATED,
+    NOT_SCATTERED,
+    OTHER_ORDER,
+    SCALED,
+    STAYS_ON_COPIES,
+    UNASKED_STEP,
+    WRONG_NUMBERS,
+)
 from ppkit.checks.oracle import Batch
+from ppkit.checks.oracle_hybrid import ratio
 from ppkit.checks.oracle_replicas import Net, combine, shard_gradients
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.trial import Trial
@@ -43,6 +54,8 @@ def check_data_parallel_step(data_parallel_step: Any) -> Passed:
         _judge_pieces(trial, where, seen, len(batch[1]), n_devices)
         _judge_gradients(trial, where, seen, batch)
         _judge_loss(trial, where, seen["loss"], batch)
+        if seen["moved"]:
+            raise trial.wrong(f"{where}, the model's parameters are others than before.", UNASKED_STEP)
     return Passed(
         "With 2, 3 and 4 devices, with equal and unequal pieces: every device computed its own rows with its own copy, "
         "and the model's gradients are those of the whole batch.",
@@ -75,6 +88,8 @@ def _judge_gradients(trial: Trial, where: str, seen: Mapping[str, Any], batch: B
     right = shard_gradients(model, batch)
     if not (text := first_difference(got, right)):
         return
+    if not any(event.kind == "B" for event in trial.timeline):
+        raise trial.wrong(f"{where}, no backward has run.", NO_BACKWARD)
     raise trial.wrong(f"{where}, the gradient of {text}.", _suspect(got, model, batch, seen["rows"]))
 
 
@@ -89,7 +104,18 @@ def _suspect(got: Mapping[str, Any], model: nn.Module, batch: Batch, rows: Seque
     if all_equal(got, combine(means, [1 / len(rows)] * len(rows))):
         return D45
     lost: list[dict[str, Tensor]] = [*parts, *means]
-    return STAYS_ON_COPIES if any(all_equal(got, one) for one in lost) else WRONG_NUMBERS
+    if any(all_equal(got, one) for one in lost):
+        return STAYS_ON_COPIES
+    if ratio(got, shard_gradients(model, batch)) is not None:
+        return SCALED
+    return OTHER_ORDER if _in_other_order(got, model, batch, rows) else WRONG_NUMBERS
+
+
+def _in_other_order(got: Mapping[str, Any], model: nn.Module, batch: Batch, rows: Sequence[int]) -> bool:
+    """Whether the rows were dealt out like cards, or their pieces were put together backwards."""
+    numbers, n = torch.arange(sum(rows)), len(rows)
+    orders = torch.cat([numbers[i::n] for i in range(n)]), torch.cat(numbers.split(list(rows))[::-1])
+    return any(all_equal(got, shard_gradients(model, (batch[0][order], batch[1]))) for order in orders)
 
 
 def _judge_loss(trial: Trial, where: str, loss: Any, batch: Batch) -> None:

@@ -12,10 +12,19 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D44, D47, D54, D55, D56_NO_SHARDS
 from ppkit.checks.mistakes.general import RETURNED
-from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP, RANK_FIXED, WRONG_NUMBERS
+from ppkit.checks.mistakes.replicas import (
+    BATCH_LOSS,
+    CLEARED,
+    NEVER_AVERAGED,
+    ONE_RANKS_GRADIENT,
+    ONE_STEP,
+    RANK_FIXED,
+    SCALED,
+    WRONG_NUMBERS,
+)
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.oracle_replicas import Net, digit_shards, state, train
-from ppkit.checks.replicas import on_replicas
+from ppkit.checks.replicas import on_replicas, require_waits
 from ppkit.checks.trial import Trial
 from ppkit.checks.values import all_equal, first_difference
 
@@ -30,6 +39,7 @@ def check_loop(train_loop: Any) -> Passed:
     require_function(train_loop, "train_loop", ("model", "batches"))
     data = digit_shards([[4] * N_RANKS] * 4)
     trial = on_replicas(ranks.loop, train_loop, Net(), data, n_ranks=N_RANKS, where=f"{N_RANKS} ranks")
+    require_waits(trial)
     _recognise(trial, data)
     right = train(Net(), data)
     for rank, seen in enumerate(trial.results):
@@ -56,14 +66,19 @@ def _recognise(trial: Trial, data: list[Cut]) -> None:
         text = "every rank's weights are those of a training on rank 0's rows alone."
         if not first["bytes"] and not first["made"]:
             raise trial.unfinished("the faults are still in it: the weights are not those of one process.", RANK_FIXED)
-        raise trial.wrong(text, RANK_FIXED)
+        own_rows = len({seen["images"] for seen in trial.results}) > 1
+        raise trial.wrong(text, ONE_RANKS_GRADIENT if own_rows else RANK_FIXED)
     if all(all_equal(one, own) for one, own in zip(weights, alone, strict=True)):
         text = "the replicas have drifted apart: each one's weights are those of a training on its own rows."
         raise trial.wrong(text, _why_apart(first))
     if all_equal(weights[0], train(Net(), data, "D44").weights[-1]):
         raise trial.wrong("the weights are those that come of the sum of the ranks' gradients.", D44)
     if all(all_equal(one, state(Net())) for one in weights):
-        raise trial.wrong("the model's parameters are what they were before.", ONE_STEP)
+        stepped = any(event.kind == "OPTIM" for event in trial.timeline)
+        raise trial.wrong("the model's parameters are what they were before.", CLEARED if stepped else ONE_STEP)
+    if all_equal(weights[0], train(Net(), data, "twice").weights[-1]):
+        text = f"the weights are those that come of gradients divided by {N_RANKS} once more."
+        raise trial.wrong(text, SCALED)
     if not all(all_equal(one, weights[0]) for one in weights):
         text = first_difference(weights[1], weights[0]).replace("one process computes", "rank 0 has")
         raise trial.wrong(f"the replicas have drifted apart: on rank 1, {text}.", NEVER_AVERAGED)
@@ -92,5 +107,6 @@ def _judge_losses(trial: Trial, rank: int, losses: Any, right: tuple[float, ...]
         if not math.isclose(loss, wanted, rel_tol=1e-6):
             own = cross_entropy(Net()(data[0].inputs[rank]), data[0].targets[rank]).item()
             told = ", that of its own rows," if not step and math.isclose(loss, own, rel_tol=1e-6) else ""
+            told = ", the sum of the ranks'," if math.isclose(loss, N_RANKS * wanted, rel_tol=1e-6) else told
             text = f"for batch {step} it returned a loss of {loss:.6g}{told} instead of {wanted:.6g}."
             raise trial.wrong(text, BATCH_LOSS, rank=rank)

@@ -11,19 +11,27 @@ from torch.nn.functional import cross_entropy
 
 from ppkit.checks.drivers import lab05 as ranks
 from ppkit.checks.estimates import Choice, Estimate, judge_estimates
+from ppkit.checks.form import Form, Number, Words
 from ppkit.checks.judge import Passed, graded
 from ppkit.checks.mistakes.data_parallel import D49_COUNTED, D58, D59
-from ppkit.checks.mistakes.replicas import BUCKET_COUNT, RING_BYTES
+from ppkit.checks.mistakes.replicas import BUCKET_COUNT, RING_BYTES, TWICE_THE_BYTES
 from ppkit.checks.oracle_replicas import Net, combine, descend, digit_shards, shard_gradients
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.values import all_equal
 from ppkit.data import digits
 
-__all__ = ["check_predictions"]
+__all__ = ["ask_predictions", "check_predictions"]
 
 RATES = {"as large": 1.0, "twice as large": 2.0, "four times as large": 4.0}
 WAYS = ("dataparallel", "ddp", "both", "neither")
 N_RANKS, MICROBATCHES, BUCKET_BYTES = 4, 4, 5_000
+
+ask_predictions = Form(
+    Number("bytes_per_rank", "Bytes that each rank sends in a step"),
+    Number("n_all_reduces", "All-reduces of each rank in a step"),
+    Words("learning_rate", "Learning rate, compared with one process", tuple(RATES)),
+    Words("same_gradient", "The gradients of one process", WAYS),
+)
 
 
 @graded("Task 1, four predictions", 12)
@@ -32,7 +40,7 @@ def check_predictions(bytes_per_rank: Any, n_all_reduces: Any, learning_rate: An
     nbytes, count = _measured()
     size = nbytes * N_RANKS / (2 * (N_RANKS - 1))  # of all gradients
     bytes_known = dict.fromkeys((nbytes / 2, size, 2 * size, (N_RANKS - 1) * size), RING_BYTES)
-    bytes_known[nbytes * MICROBATCHES] = D49_COUNTED
+    bytes_known |= {nbytes * MICROBATCHES: D49_COUNTED, nbytes * 2: TWICE_THE_BYTES}
     counts = dict.fromkeys((1.0, 3.0, 6.0, 9.0, 10.0), BUCKET_COUNT)  # layers, parameters, bytes divided by bytes
     counts |= {count * MICROBATCHES: D49_COUNTED, 6.0 * MICROBATCHES: D49_COUNTED}
     estimates: list[Estimate | Choice] = [

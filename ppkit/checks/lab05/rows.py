@@ -11,23 +11,27 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D56_EPOCH, D56_NO_SHARDS, D57
 from ppkit.checks.mistakes.general import RETURNED
-from ppkit.checks.mistakes.replicas import (
+from ppkit.checks.mistakes.replicas import ONLY_ONE_KNOWS, WRONG_NUMBERS
+from ppkit.checks.mistakes.rows import (
+    ADDED_AS_BOOL,
+    D56_SAME_SHARE,
     MEAN_OF_SHARES,
+    OTHER_PLACES,
     OTHER_SHUFFLES,
     OWN_METRIC,
     REMAINDER,
+    SCALED_METRIC,
     TOO_MANY_ROWS,
     UNEQUAL_SHARES,
-    WRONG_NUMBERS,
 )
-from ppkit.checks.replicas import on_replicas
+from ppkit.checks.replicas import on_replicas, require_waits
 from ppkit.checks.trial import Trial
 
 __all__ = ["check_rows"]
 
 ROWS_PARAMETERS = ("n_rows", "epoch", "rank", "n_ranks")
 ACCURACY_PARAMETERS = ("right", "n_rows", "rank", "n_ranks")
-N_RANKS, SIZES, EPOCHS = 4, (12, 10), 3
+N_RANKS, SIZES, EPOCHS = 4, (12, 9), 3  # 9: what is left over is another number than what is missing
 # By row, whether the model is right: each wrong way to an accuracy gives another number for the ten.
 RIGHT = (
     (True, False, True, True, False, True, True, True),
@@ -50,6 +54,7 @@ def check_rows(epoch_rows: Any, accuracy: Any) -> Passed:
             _judge_shares(trial, shares, n_rows, f"of {n_rows} rows in epoch {epoch}")
         _judge_epochs(trial, epochs, n_rows)
     trial = on_replicas(ranks.accuracies, accuracy, RIGHT, n_ranks=N_RANKS, where=f"{N_RANKS} ranks")
+    require_waits(trial)
     for index, right in enumerate(RIGHT):
         for rank, seen in enumerate(trial.results):
             _judge_accuracy(trial, rank, seen[index], right)
@@ -102,7 +107,7 @@ def _judge_epochs(trial: Trial, epochs: list[Shares], n_rows: int) -> None:
         raise trial.wrong(text, D56_EPOCH)
     if all([set(share) for share in shares] == [set(share) for share in epochs[0]] for shares in epochs):
         text = f"of {n_rows} rows, rank 0 gets {sorted(epochs[0][0])} in every epoch, and never another one."
-        raise trial.wrong(text, D56_EPOCH)
+        raise trial.wrong(text, D56_SAME_SHARE)
 
 
 def _judge_accuracy(trial: Trial, rank: int, got: Any, right: tuple[bool, ...]) -> None:
@@ -128,7 +133,11 @@ def _suspect(got: float, rank: int, right: tuple[bool, ...]) -> Mistake:
         ({sum(padded) / len(padded), sum(padded) / len(right), sum(right) / len(padded)}, D57),
         ({sum(means) / N_RANKS}, MEAN_OF_SHARES),
         (own, OWN_METRIC),
+        ({sum(map(any, zip(*(padded[r::N_RANKS] for r in range(N_RANKS)), strict=True))) / len(right)}, ADDED_AS_BOOL),
+        ({sum(right) / len(right) * factor for factor in (100, N_RANKS, 1 / N_RANKS)}, SCALED_METRIC),
     ):
         if any(math.isclose(got, value, rel_tol=1e-5) for value in values):
             return mistake
-    return WRONG_NUMBERS
+    if rank:  # the others had the right one
+        return ONLY_ONE_KNOWS
+    return OTHER_PLACES if len(right) % N_RANKS else WRONG_NUMBERS

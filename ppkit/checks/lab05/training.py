@@ -14,8 +14,9 @@ from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.mistakes.data_parallel import D42, D43, D44, D45, D46, D47, D54
 from ppkit.checks.mistakes.general import RETURNED
 from ppkit.checks.mistakes.gpipe import G22
-from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, ONE_STEP, WRONG_NUMBERS
+from ppkit.checks.mistakes.replicas import BATCH_LOSS, NEVER_AVERAGED, NOBODYS_START, ONE_STEP, SCALED, WRONG_NUMBERS
 from ppkit.checks.oracle_gpipe import Cut
+from ppkit.checks.oracle_hybrid import ratio
 from ppkit.checks.oracle_replicas import Net, combine, digit_shards, shard_gradients, state, train
 from ppkit.checks.replicas import on_replicas
 from ppkit.checks.trial import Trial
@@ -74,7 +75,7 @@ def _judge_begin(trial: Trial, models: Sequence[Net]) -> None:
                     raise trial.wrong(text, mistake, rank=rank)
                 if not equal(got, first):
                     text = f"after `begin_alike`, its {what} {name} is neither its own nor rank 0's."
-                    raise trial.wrong(text, WRONG_NUMBERS, rank=rank)
+                    raise trial.wrong(text, NOBODYS_START, rank=rank)
 
 
 def _judge_steps(trial: Trial, data: Sequence[Cut]) -> None:
@@ -125,7 +126,9 @@ def _judge_gradients(trial: Trial, rank: int, step: int, seen: Mapping[str, Any]
         if all_equal(got, combine(means, _shares(suspect, data[step]))):
             raise trial.wrong(text, mistake, rank=rank)
     whole = combine(means, _shares("", data[step]))
-    raise trial.wrong(text, D44 if all_equal(got, combine([whole], [float(len(means))])) else WRONG_NUMBERS, rank=rank)
+    if all_equal(got, combine([whole], [float(len(means))])):
+        raise trial.wrong(text, D44, rank=rank)
+    raise trial.wrong(text, WRONG_NUMBERS if ratio(got, right) is None else SCALED, rank=rank)
 
 
 def _shares(mistake: str, batch: Cut) -> list[float]:

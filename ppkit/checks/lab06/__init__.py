@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ppkit.checks.lab06.crossing import check_sum_and_clip
 from ppkit.checks.lab06.groups import check_groups
-from ppkit.checks.lab06.paper import check_mesh, check_predictions
+from ppkit.checks.lab06.paper import ask_predictions, check_mesh, check_predictions
 from ppkit.checks.lab06.training import check_finish_step, check_hybrid_step, show_step
 from ppkit.checks.tasks import Task
 
 __all__ = [
     "FOLDER",
     "TASKS",
+    "ask_predictions",
     "check_mesh",
     "check_predictions",
     "check_groups",

@@ -14,7 +14,23 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.lab06.runs import on_mesh
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.hybrid import H60_NORM, H66, H66_LATE, H66_MEAN, H67, NORMS_ADDED, SCALED_UP, TIED_TWICE
+from ppkit.checks.mistakes.hybrid import (
+    COPY_UNSCALED,
+    EACH_BY_ITSELF,
+    H60_NORM,
+    H66,
+    H66_LATE,
+    H66_MEAN,
+    H67,
+    NORM_AFTERWARDS,
+    NORMS_ADDED,
+    PARAMETERS_ADDED,
+    SCALED_UP,
+    SQUARES_AVERAGED,
+    TIED_NEVER,
+    TIED_TWICE,
+)
+from ppkit.checks.replicas import require_waits
 from ppkit.checks.trial import Trial
 from ppkit.checks.values import difference, equal
 from ppkit.mesh import Mesh
@@ -47,11 +63,12 @@ def check_sum_and_clip(sum_and_clip: Any) -> Passed:
         untouched = all(_same(result["seen"][0][1], grads[_stage(rank)]) for rank, result in enumerate(trial.results))
         if untouched and not any(result["collectives"] for result in trial.results):
             raise trial.unfinished("it returned None, and no gradient has changed.")
+    require_waits(trial)
     for rank in range(MESH.n_ranks):
         _judge_tied(trial, rank, grads, complete)
     for call, limit in enumerate(limits):
         for rank in range(MESH.n_ranks):
-            _judge_norm(trial, rank, call, grads)
+            _judge_norm(trial, rank, call, limit, grads)
         for rank in range(MESH.n_ranks):
             _judge_clipped(trial, rank, call, limit, complete)
     return Passed(
@@ -105,7 +122,7 @@ def _judge_tied(trial: Trial, rank: int, grads: Grads, complete: Grads) -> None:
         raise trial.wrong("the tied weight's gradient is half of the sum of both parts.", H66_MEAN, rank=rank)
 
 
-def _judge_norm(trial: Trial, rank: int, call: int, grads: Grads) -> None:
+def _judge_norm(trial: Trial, rank: int, call: int, limit: float, grads: Grads) -> None:
     """Refuse a norm that is not the one of the whole model."""
     complete = _complete(grads)
     right, norm = _norm(complete), trial.results[rank]["seen"][call][0]
@@ -114,7 +131,9 @@ def _judge_norm(trial: Trial, rank: int, call: int, grads: Grads) -> None:
     if math.isclose(norm, right, rel_tol=1e-5):
         return
     text = f"it returned a norm of {norm:.6g}; that of the whole model is {right:.6g}."
-    raise trial.wrong(text, _wrong_norm(norm, right, rank, complete, grads), rank=rank)
+    clipped = limit < right and math.isclose(norm, limit, rel_tol=1e-5)
+    mistake = NORM_AFTERWARDS if clipped else _wrong_norm(norm, right, rank, complete, grads)
+    raise trial.wrong(text, mistake, rank=rank)
 
 
 def _wrong_norm(norm: float, right: float, rank: int, complete: Grads, grads: Grads) -> Mistake:
@@ -123,11 +142,15 @@ def _wrong_norm(norm: float, right: float, rank: int, complete: Grads, grads: Gr
     twice = math.hypot(*each)
     parts = [_length(one) for one in grads]
     # The last stage may leave its copy out of what it contributes, or both may take part.
+    apiece = [float(grad.norm()) for stage_grads in complete for grad in stage_grads]
     without_copy = [*each[:-1], _length(complete[-1][:-1])]
     known = [
         ([each[stage], parts[stage], without_copy[stage]], H67),
         ([twice], TIED_TWICE),
         ([sum(each), sum(without_copy)], NORMS_ADDED),
+        ([sum(apiece), sum(apiece[:-1])], PARAMETERS_ADDED),
+        ([math.hypot(*apiece[1:-1])], TIED_NEVER),
+        ([right / math.sqrt(MESH.n_stages), twice / math.sqrt(MESH.n_stages)], SQUARES_AVERAGED),
         ([right * math.sqrt(MESH.n_replicas), twice * math.sqrt(MESH.n_replicas)], H60_NORM),
         ([math.hypot(*parts), math.hypot(*parts[:-1], _length(grads[-1][:-1]))], H66_LATE),
     ]
@@ -156,4 +179,14 @@ def _judge_clipped(trial: Trial, rank: int, call: int, limit: float, complete: G
         raise trial.wrong(f"{where}, its gradients were multiplied by {own:.4g}.", H67, rank=rank)
     texts = (difference(one, grad * factors[0]) for one, grad in zip(got, right, strict=True))
     number, text = next((n, text) for n, text in enumerate(texts) if text)
-    raise trial.wrong(f"{where}, the gradient of weight {number} {text}.", WRONG_VALUES, rank=rank)
+    mistake = WRONG_VALUES
+    if all(equal(one, grad * min(1.0, limit / float(grad.norm()))) for one, grad in zip(got, right, strict=True)):
+        mistake = EACH_BY_ITSELF
+    elif all(equal(one, grad) for one, grad in _tied_of(rank, got, right)):
+        mistake = COPY_UNSCALED
+    raise trial.wrong(f"{where}, the gradient of weight {number} {text}.", mistake, rank=rank)
+
+
+def _tied_of(rank: int, got: Sequence[Any], right: Sequence[Tensor]) -> list[tuple[Any, Tensor]]:
+    """The tied weight's gradients on the last stage, where a copy is left out of the norm; on another, what differs."""
+    return [(got[-1], right[-1])] if _stage(rank) == MESH.n_stages - 1 else [(None, right[0])]

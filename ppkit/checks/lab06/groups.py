@@ -11,8 +11,9 @@ import torch
 from ppkit.checks.drivers import lab06 as ranks
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.lab06.runs import on_mesh
-from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.hybrid import H60, H60_WORLD, H61
+from ppkit.checks.mistakes.general import RETURNED
+from ppkit.checks.mistakes.hybrid import H60, H60_WORLD, H61, NOT_FROM_REPLICA_0, NOT_IN_PLACE
+from ppkit.checks.replicas import require_waits
 from ppkit.checks.trial import Trial
 from ppkit.mesh import Mesh
 
@@ -76,6 +77,7 @@ def _judge_start(same_start: Any) -> Passed:
         for one in seen["collectives"]:
             if len(one.members) == START.n_ranks:
                 raise trial.wrong("a collective ran over all ranks.", H60_WORLD, rank=rank)
+    require_waits(trial)
     weights = [seen["weights"] for seen in trial.results]
     if all(_rank_in(one) == rank for rank, one in enumerate(weights)):
         raise trial.unfinished("every rank has the weights that it had.")
@@ -83,9 +85,11 @@ def _judge_start(same_start: Any) -> Passed:
         source = START.column(START.place_of(rank)[1])[0]
         found = _rank_in(one)
         if found != source:
-            whose = f"those of rank {found}" if found is not None else "nobody's"
-            text = f"its weights are {whose}; they should be those of rank {source}."
-            raise trial.wrong(text, WRONG_VALUES, rank=rank)
+            whose = f"those of rank {found}" if found is not None else "not those of one rank alone"
+            text = f"its weights are {whose}; they should all be those of rank {source}."
+            raise trial.wrong(text, NOT_FROM_REPLICA_0, rank=rank)
+        if trial.results[rank]["replaced"]:
+            raise trial.wrong("its parameters are new ones.", NOT_IN_PLACE, rank=rank)
     return Passed(
         "Every rank helped to make every group, and got its row and its column, on 2 × 3 and on 3 × 2 ranks.",
         "On 2 × 2 ranks both copies of each stage start with the weights of replica 0.",

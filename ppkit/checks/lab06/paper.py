@@ -9,6 +9,7 @@ from typing import Any
 from ppkit.builders import gpipe
 from ppkit.checks.drivers import lab06 as ranks
 from ppkit.checks.estimates import Choice, Estimate, judge_estimates
+from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
@@ -31,10 +32,10 @@ from ppkit.mesh import Mesh
 from ppkit.observe.messages import COLLECTIVES
 from ppkit.simulate import simulate
 
-__all__ = ["check_mesh", "check_predictions"]
+__all__ = ["ask_predictions", "check_mesh", "check_predictions"]
 
 MESHES = (Mesh(2, 4), Mesh(3, 2), Mesh(2, 2), Mesh(1, 3), Mesh(4, 1))
-SIZES = (24, 11)  # rows of a batch: a number that every mesh divides, and one that none does
+SIZES = (24, 11, 13)  # rows of a batch: the first divides by every mesh, the others show who gets what is left over
 BIG, N_MICROBATCHES, STAGE_MEGABYTES = Mesh(4, 3), 24, 4.0
 
 Groups = list[list[int]]
@@ -117,6 +118,12 @@ def _words(mesh: Mesh) -> str:
 
 # Task 2: predict
 
+ask_predictions = Form(
+    Number("groups_made", "Groups that each rank helps to make"),
+    Number("megabytes_sent", "Gradients that a rank sends in a step, in MB"),
+    Number("idle_fraction", "Idle part of all ranks' time, from 0 to 1"),
+)
+
 
 @graded("Task 2, three predictions", 15)
 def check_predictions(groups_made: Any, megabytes_sent: Any, idle_fraction: Any) -> Passed:
@@ -130,7 +137,13 @@ def check_predictions(groups_made: Any, megabytes_sent: Any, idle_fraction: Any)
         for stages, n in ((p, m), (d * p, m), (d * p, m // d))
     }
     estimates: list[Estimate | Choice] = [
-        Estimate("groups_made", groups_made, float(d + p), " groups", known={2.0: H61_COUNT, float(d * p): H61_COUNT}),
+        Estimate(
+            "groups_made",
+            groups_made,
+            float(d + p),
+            " groups",
+            known=dict.fromkeys(map(float, (1, 2, d, p, d + p + 1, d * p)), H61_COUNT),
+        ),
         Estimate(
             *("megabytes_sent", megabytes_sent, right, " MB"),
             known={**more, **dict.fromkeys(others, OTHER_RING), STAGE_MEGABYTES: OTHER_RING},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from ppkit.checks.judge import Wrong
 from ppkit.checks.messages import Expected
-from ppkit.checks.mistakes.general import UNPAIRED
-from ppkit.checks.mistakes.hybrid import H62, LEFT_ALONE, UNLIKE
-from ppkit.checks.mistakes.naive import N05
+from ppkit.checks.mistakes.general import EXCEPTION, UNPAIRED
+from ppkit.checks.mistakes.hybrid import H60_WORLD, H62, LEFT_ALONE, UNLIKE
+from ppkit.checks.mistakes.naive import N05, N06
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.mesh import Mesh
 
@@ -37,6 +38,11 @@ def on_mesh(
             verdict.mistake = LEFT_ALONE
         elif "with different tensors" in text:
             verdict.mistake = UNLIKE
+        elif "name different roots" in text:  # a number inside a group, or no group at all
+            everybody = len(re.findall(r"^  rank \d+:", text, re.MULTILINE)) == mesh.n_ranks
+            verdict.mistake = H60_WORLD if everybody else H62
+        elif verdict.mistake is N06 and not expected.messages:
+            verdict.mistake = EXCEPTION  # shapes of its own: no message of this task has one
         raise
 
 

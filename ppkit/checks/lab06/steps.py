@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G18, G19, G21, G22
+from ppkit.checks.mistakes.gpipe import G18, G19, G21, G22, ONE_BY_ONE
 from ppkit.checks.mistakes.hybrid import (
     D44,
     D45,
@@ -26,7 +27,8 @@ from ppkit.checks.mistakes.hybrid import (
 )
 from ppkit.checks.mistakes.naive import N05, N14
 from ppkit.checks.oracle import train
-from ppkit.checks.oracle_hybrid import Setting, gradients, mean_of_means, parts, ratio
+from ppkit.checks.oracle_hybrid import Setting, expected_messages, gradients, mean_of_means, parts, ratio
+from ppkit.checks.replicas import require_waits
 from ppkit.checks.trial import Trial
 from ppkit.checks.values import all_equal, first_difference
 
@@ -45,7 +47,9 @@ def judge_step(trial: Trial, setting: Setting) -> None:
     results, n_ranks = trial.results, setting.mesh.n_ranks
     if not any(seen["grads"] for seen in results) and not any(event.kind == "B" for event in trial.timeline):
         raise trial.unfinished("no backward has run, and no parameter has changed.")
+    require_waits(trial)
     _judge_rows(trial, setting)
+    trial = replace(trial, expected=expected_messages(setting, _rows(trial, setting)))
     _judge_links(trial, setting)
     for rank in range(n_ranks):
         n_steps, n_batches = len(results[rank]["grads"]), len(setting.sizes)
@@ -65,6 +69,13 @@ def judge_step(trial: Trial, setting: Setting) -> None:
     for rank in range(n_ranks):
         if len(moments := sums_of_gradients(trial, setting, rank)) > 1:
             raise trial.wrong(f"in a step it summed gradients at {len(moments)} moments.", H63_EVERY, rank=rank)
+    _require_pipeline(trial, setting)
+
+
+def _rows(trial: Trial, setting: Setting) -> list[list[list[int]]]:
+    """Of each batch, for each replica, the rows of its micro-batches: how the learner cuts them is not the task's."""
+    firsts = setting.mesh.column(0)
+    return [[trial.results[rank]["rows"][step] for rank in firsts] for step in range(len(setting.sizes))]
 
 
 def sums_of_gradients(trial: Trial, setting: Setting, rank: int) -> set[int]:
@@ -79,6 +90,15 @@ def ratio_on(trial: Trial, setting: Setting, rank: int) -> float | None:
     right = gradients(setting.stages(), setting.batches()[0])[setting.mesh.place_of(rank)[1]]
     grads = trial.results[rank]["grads"]
     return ratio(grads[0], right) if grads else None
+
+
+def _require_pipeline(trial: Trial, setting: Setting) -> None:
+    """Refuse first stages that wait for each micro-batch to come back before they begin the next."""
+    for rank in setting.mesh.column(0):
+        kinds = [event.kind for event in trial.timeline.of_rank(rank) if event.kind in ("F", "B")]
+        if setting.mesh.n_stages > 1 < setting.n_microbatches and "".join(kinds) == "FB" * (len(kinds) // 2):
+            text = "each backward ran before the next micro-batch's forward."
+            raise trial.wrong(text, ONE_BY_ONE, rank=rank)
 
 
 def _judge_rows(trial: Trial, setting: Setting) -> None:

@@ -26,7 +26,7 @@ __all__ = ["check_finish_step", "check_hybrid_step", "show_step"]
 
 FINISH_PARAMETERS = ("stage", "optimizer", "kept", "before", "after", "column")
 STEP_PARAMETERS = ("stage", "optimizer", "images", "labels", "n_microbatches", "row", "column")
-FINISH = Setting(Mesh(2, 2), (64, 20, 10), (16, 16), 4)
+FINISH = Setting(Mesh(2, 2), (64, 20, 10), (16, 16), 3)  # 3: another number than that of all ranks
 # First a mesh, and numbers of micro-batches, by which every wrong factor is another one; and stages of equal shapes,
 # so that gradients of different layers can be added up without an error. Then rows that nothing divides.
 SETTINGS = (Setting(Mesh(2, 3), (64, 64, 64, 64), (24,), 4), Setting(Mesh(2, 2), (64, 20, 10), (17, 13), 3))

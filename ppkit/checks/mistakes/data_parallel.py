@@ -74,9 +74,11 @@ D49 = Mistake(
 
 D49_COUNTED = Mistake(
     "D49",
-    "So many there would be if gradients travelled in the backward of every micro-batch.",
-    "Gradients accumulate over the micro-batches, and need to be averaged once, when they are complete.",
-    "The task's text: in which backwards do gradients travel?",
+    "So many there would be if gradients travelled in the backward of every micro-batch, or for all four ranks "
+    "together.",
+    "Gradients accumulate over the micro-batches, and need to be averaged once, when they are complete. And what is "
+    "asked for is one rank's part.",
+    "The task's text: in which backwards do gradients travel, and for how many ranks is the number?",
 )
 
 D50 = Mistake(

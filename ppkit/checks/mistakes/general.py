@@ -41,6 +41,13 @@ EXCEPTION = Mistake(
     "The quoted line, with the values that this rank has. Print them: a report shows what your ranks print.",
 )
 
+EXCEPTION_HERE = Mistake(
+    "",
+    "Your code raised an error. The message names your line.",
+    "A function that works for one case can fail for the next: the check calls it with several.",
+    "The quoted line, with the values that it has there. Print them: a report shows what your code prints.",
+)
+
 EXIT = Mistake(
     "",
     "A rank left before your function returned.",
@@ -133,6 +140,23 @@ WRONG_VALUES = Mistake(
     "Print both in your function, and compare them with one process.",
 )
 
+WRONG_HERE = Mistake(
+    "",
+    "Your function ran to its end, but a number or a shape is not the one that the check computes.",
+    "Where the report tells a ratio or a shape, that says more than the numbers do: "
+    "which sizes of the task does it come from?",
+    "Your lines beside the task's text, for the smallest case that you can compute by hand. "
+    "Print what stands in between: the report shows it.",
+)
+
+UNKNOWN_NAME = Mistake(
+    "",
+    "Python doesn't know a name in your code. The message says which.",
+    "A name must have been given, in a cell that has run, before the function that uses it is called. "
+    "What another notebook imports is unknown in this one.",
+    "How the name is spelled, and the first cell of this notebook, with its imports.",
+)
+
 SCHEDULE = Mistake(
     "",
     "The order that you wrote could not run. The report shows it as a grid, a row for each rank, "
@@ -157,6 +181,14 @@ ESTIMATE = Mistake(
     "beginning or at the end; or a thing was counted, and not its size.",
     "A drawing by hand, as small as it may be: the ranks below each other, time from left to right, and on each "
     "boundary what travels over it. Then count in it what the question asks for.",
+)
+
+NO_NUMBER = Mistake(
+    "",
+    "An answer is no number.",
+    "A text is not computed, whatever stands in it. And Python writes a decimal number with a point: "
+    "a comma makes two numbers of it.",
+    "The quotation marks and commas in your cell.",
 )
 
 NO_CHOICE = Mistake(

@@ -90,6 +90,13 @@ LOSS_WITHOUT_GRAPH = Mistake(
     "What happens to the loss between `cross_entropy` and the end of your function.",
 )
 
+LOSS_USED_UP = Mistake(
+    "",
+    "A backward from the loss that you return fails: its graph has been used up.",
+    "A backward frees its graph as it goes, unless it is told to keep it. Who gets a loss wants to start from it.",
+    "What your function does with the loss before it returns it. Which part of that does the task ask for?",
+)
+
 G25 = Mistake(
     "G25",
     "The gradients of the micro-batches are swapped: each backward runs with the gradient of another micro-batch.",

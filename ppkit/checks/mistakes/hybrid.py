@@ -57,11 +57,27 @@ UNLIKE = Mistake(
     "calls before?",
 )
 
+NOT_FROM_REPLICA_0 = Mistake(
+    "",
+    "A stage does not start with the weights of its copy in replica 0.",
+    "One copy hands its weights out, all of them, and the others take them. A mean of the copies, the weights of "
+    "another one, or numbers drawn anew let them start alike as well, but with other weights than the task names.",
+    "For each of the stage's parameters: which rank hands it out in your function, and where do the others put it?",
+)
+
+NOT_IN_PLACE = Mistake(
+    "",
+    "The stage has other parameters than before, though with the right values.",
+    "An optimizer holds the parameters that it was given. If others take their place in the stage, it goes on changing "
+    "the old ones, which nobody computes with.",
+    "What your function writes into: the parameter that is there, or a new one?",
+)
+
 # Data and the scale of gradients
 
 H65 = Mistake(
     "H65",
-    "The stages of one replica do not work on the same rows: the batch was divided over all ranks.",
+    "The stages of one replica do not work on the same rows: the batch was divided over all ranks, or over the stages.",
     "A pipeline is one model. Its first stage needs the images of the very rows whose labels its last stage has.",
     "What your division counts: how many parts are there, and which of the two coordinates of a rank says which "
     "part is its own?",
@@ -213,6 +229,51 @@ NORMS_ADDED = Mistake(
     "The norms of the stages were added up.",
     "A norm is the root of a sum of squares. What can be added up over the stages is what stands below the root.",
     "What each rank contributes, and what is done with the sum.",
+)
+
+PARAMETERS_ADDED = Mistake(
+    "",
+    "The norms of the parameters were added up.",
+    "A norm is the root of a sum of squares. What can be added up, over parameters as over stages, is what stands "
+    "below the root.",
+    "What each parameter contributes, and what is done with the sum.",
+)
+
+TIED_NEVER = Mistake(
+    "",
+    "The norm leaves the tied weight out, on both stages that hold it.",
+    "It is one parameter of the model: two copies must not count twice, and not at all is wrong, too.",
+    "The parameters that go into this rank's part of the norm, on the first and on the last stage.",
+)
+
+SQUARES_AVERAGED = Mistake(
+    "",
+    "The sum of the squares was divided by the number of stages.",
+    "Each stage knows a part of the sum below the root. Parts of a sum are added up, not averaged.",
+    "What is done with the squares after they went over the row.",
+)
+
+NORM_AFTERWARDS = Mistake(
+    "",
+    "This is the norm after clipping, which is the limit.",
+    "Whoever clips wants to know how large the gradient really was: it shows whether a training is in trouble.",
+    "The line of the task's text that begins with *Returns*.",
+)
+
+COPY_UNSCALED = Mistake(
+    "",
+    "One copy of the tied weight was not scaled with the others.",
+    "A tied weight counts once in the norm, but the optimizer steps both of its copies. If they differ in their "
+    "gradients they are one weight no more.",
+    "The loop that scales: which parameters does it leave out?",
+)
+
+EACH_BY_ITSELF = Mistake(
+    "",
+    "Each parameter was clipped by a norm of its own.",
+    "There is one norm, that of all gradients together, and one factor for all of them. With several factors the "
+    "direction of the step changes.",
+    "The number that your scale is made of.",
 )
 
 SCALED_UP = Mistake(

@@ -216,6 +216,14 @@ SWAPPED = Mistake(
     "The line that begins with `return`, beside the one of the task's text that begins with *Returns*.",
 )
 
+NOT_FROM_LOSS = Mistake(
+    "",
+    "The gradients of the last stage are not those of the loss.",
+    "In the backward nothing arrives on the last rank. What its outputs are worth is in the loss, and nowhere else: "
+    "a backward that begins with other numbers finds other gradients.",
+    "The line that begins the backward on the last rank. What is a backward begun from there, in one process?",
+)
+
 NO_GRAPH = Mistake(
     "",
     "The output that you return has no history, so no backward can start from it.",

@@ -78,13 +78,14 @@ F41 = Mistake(
 F41_LOST = Mistake(
     "F41",
     "A send was begun and dropped: nobody waited for it, and the message never arrived.",
-    F41.why,
+    "A send that does not block is under way for as long as somebody keeps what it has returned. "
+    "Dropped, or left alone by a function that returns, it ends before the other side has received.",
     F41.look,
 )
 
 F41_RECEIVE = Mistake(
     "F41",
-    "A receive was begun and dropped: nobody waited for it, and the message never came in.",
+    "A receive was begun, and nobody waited for it: its message was not there when it was needed.",
     "A receive that does not block is under way for as long as somebody keeps what it has returned. "
     "Dropped, it may end before the message is there, and then the other side's send has nobody to meet.",
     "What your asynchronous receives return: where is it kept, and where is it waited for?",

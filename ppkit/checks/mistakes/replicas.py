@@ -31,12 +31,21 @@ BUCKET_COUNT = Mistake(
     "closed?",
 )
 
+TWICE_THE_BYTES = Mistake(
+    "",
+    "This is exactly twice what a rank sends.",
+    "Three things make it so: 8 bytes for a number, which in float32 takes 4; what a rank receives, counted with what "
+    "it sends; or every rank sending the whole of its gradients to every other one, which a ring spares it.",
+    "The size of a number in the task's text, and how many pieces a rank sends in the two rounds of a ring.",
+)
+
 NEVER_AVERAGED = Mistake(
     "",
     "The replicas drift apart: their steps are not taken with the same gradient.",
     "Several ranks that each run a correct training loop train several models. To be one model, all must step with "
     "the same gradient.",
-    "What happens between the backward and the optimizer's step, and which other ranks take part in it.",
+    "What happens between the backward and the optimizer's step, which ranks take part in it, and on which of them its "
+    "result is.",
 )
 
 ONE_STEP = Mistake(
@@ -44,6 +53,13 @@ ONE_STEP = Mistake(
     "The optimizer takes no step for a batch, or more than one.",
     "A batch gives one gradient, however many ranks have computed it, and one gradient is good for one step.",
     "How often the line with the optimizer's step runs for each batch, on each rank.",
+)
+
+CLEARED = Mistake(
+    "",
+    "The optimizer takes its steps, and nothing moves: the gradients were gone by then.",
+    "Gradients are cleared so that those of the batch before do not count again. Those of this batch are still needed.",
+    "The order of clearing, backward, all-reduce and step.",
 )
 
 RANK_FIXED = Mistake(
@@ -54,6 +70,53 @@ RANK_FIXED = Mistake(
     "Where this loop gets its rank from.",
 )
 
+ONE_RANKS_GRADIENT = Mistake(
+    "",
+    "Every rank computes rows of its own, but all of them step with rank 0's gradient: what the others have found is "
+    "lost.",
+    "To be alike is not enough. The gradient of the batch is made of every rank's, each with its share.",
+    "The collective that your gradients go through: does it hand one rank's numbers to all, or put all of them "
+    "together?",
+)
+
+SCALED = Mistake(
+    "",
+    "The gradients point the right way, and are wrong by one constant factor, which the report names.",
+    "The loss of the batch is a mean over its rows: each row counts one part in as many as there are. A divisor that "
+    "stands in two places, or a share turned upside down, gives every row another weight.",
+    "Every number by which a loss or a gradient is multiplied or divided before the step, the loss function's own mean "
+    "included. What do they make together for one row?",
+)
+
+ONLY_ONE_KNOWS = Mistake(
+    "",
+    "Rank 0 has the right numbers, and the other ranks have not.",
+    "Some collectives leave their result on one rank alone. The others go on with what they had, or with a part.",
+    "Which ranks hold the result of the collective that you use.",
+)
+
+NOT_AWAITED = Mistake(
+    "",
+    "A tensor was used, or handed on, before its collective was over: nobody waits for it.",
+    "A call with `async_op=True` returns at once, with a handle. What is in the tensor until its work is done is luck.",
+    "For each of your asynchronous calls the line that waits for what it returned.",
+)
+
+NOBODYS_START = Mistake(
+    "",
+    "The replicas begin with parameters that are not rank 0's.",
+    "Any weights would let them begin alike, but the task names those of rank 0: that is where a user, or a file, has "
+    "put the right ones. What is drawn anew, or made of several ranks' weights, is another model.",
+    "What your function writes into the model, and which rank it comes from.",
+)
+
+OTHER_ROOTS = Mistake(
+    "",
+    "The ranks do not agree on who hands out, or who collects.",
+    "The source or destination of a collective is the same for all who take part: one rank gives, the others take.",
+    "The `src` or `dst` of the quoted calls: what does it depend on?",
+)
+
 BATCH_LOSS = Mistake(
     "",
     "The training is right, and what is told of it is not: a returned loss is not that of the whole batch.",
@@ -61,50 +124,6 @@ BATCH_LOSS = Mistake(
     "hundred, and tells nothing of the others. The parts must be put together, as the gradients are.",
     "What your code adds to its result, what it would take to know the other ranks' part, and for how much each part "
     "counts.",
-)
-
-OTHER_SHUFFLES = Mistake(
-    "",
-    "Together the ranks' shares are not the data set: some rows come twice, others never.",
-    "Shares fit together only if all ranks cut the same list. If each one shuffles by itself, with its own random "
-    "numbers, they cut different lists.",
-    "Where your shuffle gets its random numbers from. What would make them the same on all ranks?",
-)
-
-REMAINDER = Mistake(
-    "",
-    "Where the rows don't divide by the ranks, some are never seen.",
-    "Rounding down leaves a remainder. To leave it away loses data, and always from the same place in the list.",
-    "How many rows each rank gets. Try ten rows on four ranks.",
-)
-
-UNEQUAL_SHARES = Mistake(
-    "",
-    "The ranks get different numbers of rows.",
-    "Every step has a collective in which all ranks take part. A rank with fewer rows makes fewer steps, and the "
-    "others wait for it for ever.",
-    "How many rows each rank gets if they don't divide. Which rows could stand in for the missing ones?",
-)
-
-TOO_MANY_ROWS = Mistake(
-    "",
-    "The ranks get more rows than it takes: rows are repeated for nothing.",
-    "Repeats make the shares equal, and nothing else. Every further one costs time, and lets a row count twice.",
-    "How long the list is that you cut in shares. What is the smallest length that divides by the ranks?",
-)
-
-MEAN_OF_SHARES = Mistake(
-    "",
-    "This is the mean of the ranks' accuracies, and the ranks have different numbers of rows.",
-    "The mean of means is the mean of all only if every group has the same size.",
-    "Which numbers go over the ranks. Which two would let you compute the accuracy exactly?",
-)
-
-OWN_METRIC = Mistake(
-    "",
-    "This is the accuracy of the rank's own rows.",
-    "A rank knows nothing of what the model did with the other ranks' rows, as long as nobody tells it.",
-    "What of your function's numbers goes over the ranks, and when.",
 )
 
 NOT_SCATTERED = Mistake(
@@ -131,6 +150,28 @@ STAYS_ON_COPIES = Mistake(
     "and the optimizer, which knows only the model's, never sees them.",
     "What connects a replica's parameters with the model's: the graph itself, or something that you do after the "
     "backward?",
+)
+
+NO_BACKWARD = Mistake(
+    "",
+    "No backward has run: the model's parameters have no gradient.",
+    "A loss alone computes no gradients. They are what the backward leaves behind.",
+    "What follows the loss in your function.",
+)
+
+OTHER_ORDER = Mistake(
+    "",
+    "The outputs are not in the order of the labels: rows were compared with the labels of others.",
+    "Gather must undo what scatter did. Pieces in another order than the labels train the model on wrong answers.",
+    "Which row of the batch stands where in the outputs that you put together. Print both orders for a small batch.",
+)
+
+UNASKED_STEP = Mistake(
+    "",
+    "The gradients are right, but the parameters have moved.",
+    "Gradients are one part of a training step and the optimizer's step another, which here is the caller's. It would "
+    "be taken twice.",
+    "What your function does after the backward.",
 )
 
 COLLECTIVE_ALONE = Mistake(
@@ -186,4 +227,27 @@ NO_OVERLAP = Mistake(
     "and the time until then is what it could travel in.",
     "Which parameters your first bucket holds, what begins its all-reduce, and whether that happens inside the "
     "backward.",
+)
+
+ADDED_TO_OWN = Mistake(
+    "",
+    "The mean was added to the rank's own gradient instead of taking its place.",
+    "The mean already holds this rank's part.",
+    "The line that hands the mean back: what becomes of what was there before?",
+)
+
+CUT_ELSEWHERE = Mistake(
+    "",
+    "All numbers came back, but some of them to other parameters: a bucket was unpacked in another order or at other "
+    "places than it was packed.",
+    "Once packed, a bucket is a row of numbers that knows nothing of parameters.",
+    "The order of the parameters and their sizes, where you pack and where you unpack.",
+)
+
+LEFT_FROM_BEFORE = Mistake(
+    "",
+    "The first step is right. A later one is not: something of a step before is still there.",
+    "What you note while a step runs, such as which gradients are complete, which buckets have started, or what to "
+    "wait for, is true of that step alone.",
+    "Every attribute that your hooks or `finish` change: which value must it have when the next step begins?",
 )

@@ -55,7 +55,8 @@ Z75 = Mistake(
     "The forwards go through the chunks in the right order, the backwards do not.",
     "A gradient travels the model from its end to its beginning, so of a rank's chunks one can begin long before "
     "the others.",
-    "The first backward of the last rank: which of its chunks has the loss right behind it?",
+    "Write down the backwards of the last rank alone: which of its chunks has the loss right behind it, for how many "
+    "micro-batches does it stay there, and where does it go then?",
 )
 
 Z76 = Mistake(
@@ -64,6 +65,13 @@ Z76 = Mistake(
     "Before a rank's first backward a round must have been through every chunk but its last. Then each rank fills "
     "the ranks after it, and here the gradient's way back takes as long as the way there.",
     "Your warm-up of the last rank, and of the one before it. By how much do they differ?",
+)
+
+TOO_FEW = Mistake(
+    "",
+    "With as many micro-batches as ranks it goes wrong, with more of them it is right.",
+    "A rank far from the end would like more forwards in its warm-up than it has.",
+    "Your warm-up of the first of four ranks, for four micro-batches and two chunks. How many has it?",
 )
 
 NOT_INTERLEAVED = Mistake(

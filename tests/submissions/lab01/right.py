@@ -218,3 +218,15 @@ def gradient_by_grad(stage, optimizer, batch):
     ):
         parameter.grad = value
     optimizer.step()
+
+
+@answers("check_first_rank_step")
+def backward_from_zeros_first(stage, optimizer, batch):
+    optimizer.zero_grad()
+    output = stage(batch)
+    dist.send(output.detach(), 1)
+    grad = torch.zeros_like(output)
+    output.backward(grad, retain_graph=True)  # for nothing, and to no harm
+    dist.recv(grad, 1)
+    output.backward(grad)
+    optimizer.step()

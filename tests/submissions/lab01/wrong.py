@@ -202,6 +202,15 @@ def sends_twice_without_blocking(stage, batch, shape, rank, n_ranks):
     return x, y
 
 
+@fails("check_forward_stage", "F41", "send→1 was never waited for")
+def forgets_to_wait_for_its_send(stage, batch, shape, rank, n_ranks):
+    x = receive(shape, rank - 1).requires_grad_() if rank else batch
+    y = stage(x)
+    if rank < n_ranks - 1:
+        dist.isend(y.detach(), rank + 1)
+    return x, y
+
+
 @fails("check_forward_stage", None, "The tags differ: 1 and 0")
 def tags_differ(stage, batch, shape, rank, n_ranks):
     x = receive(shape, rank - 1) if rank else batch
@@ -337,6 +346,23 @@ def ignores_what_it_received(stage_input, output, loss, rank, n_ranks):
         dist.recv(torch.empty_like(output), rank + 1)
         output.sum().backward()
     if rank > 0:
+        dist.send(stage_input.grad, rank - 1)
+
+
+@fails("check_backward_stage", None, "2 ranks, 7 rows, rank 1", "the gradient of 0.weight differs")
+def begins_from_ones_on_the_last_rank(stage_input, output, loss, rank, n_ranks):
+    output.backward(receive(output.shape, rank + 1) if rank < n_ranks - 1 else torch.ones_like(output))
+    if rank:
+        dist.send(stage_input.grad, rank - 1)
+
+
+@fails("check_backward_stage", None, "rank 0: the gradient of 0.weight is exactly 0.02857 times (1/35)")
+def mean_of_a_product(stage_input, output, loss, rank, n_ranks):
+    if rank == n_ranks - 1:
+        loss.backward()
+    else:
+        (output * receive(output.shape, rank + 1)).mean().backward()
+    if rank:
         dist.send(stage_input.grad, rank - 1)
 
 

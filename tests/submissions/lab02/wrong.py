@@ -6,6 +6,8 @@ and words that the report must hold. A code of None stands for a mistake that is
 
 # ruff: noqa: F821, B905  # the test gives `fails`; forward_all and microbatch_loss are ppkit's in the check
 
+import time
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -39,6 +41,19 @@ def forgets_the_last_microbatch(p, m):
 @fails("check_schedule", None, "1 stage, 1 micro-batch: a row is a str; it must be a list of texts")
 def one_text_for_each_rank(n_stages, n_microbatches):
     return [" ".join(f"{r}F{i} {r}B{i}" for i in range(n_microbatches)) for r in range(n_stages)]
+
+
+@fails("check_schedule", None, "2 stages, 3 micro-batches", "1F0 is misplaced: stage 1 lives on rank 1")
+def one_list_for_all_ranks(p, m):
+    rows = [[]] * p
+    for s in range(p):
+        rows[s] += [f"{s}F{i}" for i in range(m)] + [f"{s}B{i}" for i in range(m)]
+    return rows
+
+
+@fails("check_schedule", None, "1 stage, 1 micro-batch: actions needs one row")
+def always_two_ranks(p, m):
+    return [["0F0", "0B0"], ["1F0", "1B0"]]
 
 
 @fails("check_schedule", None, "a int")
@@ -109,6 +124,43 @@ def keeps_the_last_alone(stage, microbatches, shapes, rank, n_ranks):
         if rank < n_ranks - 1:
             dist.send(y.detach(), rank + 1)
         pairs = [(x, y)]
+    return pairs
+
+
+@fails("check_microbatch_loss", None, "a Tensor of shape [4]")
+def a_loss_for_each_row(output, targets, n_rows):
+    return F.cross_entropy(output, targets, reduction="none") / n_rows
+
+
+@fails("check_microbatch_loss", None, "second time")
+def runs_the_backward_itself(output, targets, n_rows):
+    loss = F.cross_entropy(output, targets, reduction="sum") / n_rows
+    loss.backward()
+    return loss
+
+
+@fails("check_forward_all", "N02", "rank 1", "no gradient")
+def stores_copies_of_its_inputs(stage, microbatches, shapes, rank, n_ranks):
+    pairs = []
+    for i, shape in enumerate(shapes):
+        x = receive(shape, rank - 1).requires_grad_() if rank else microbatches[i]
+        y = stage(x)
+        if rank < n_ranks - 1:
+            dist.send(y.detach(), rank + 1)
+        pairs.append((x.clone(), y))
+    return pairs
+
+
+@fails("check_forward_all", "F41", "send→1 was never waited for")
+def keeps_its_sends_and_leaves(stage, microbatches, shapes, rank, n_ranks):
+    pairs, sends = [], []
+    for i, shape in enumerate(shapes):
+        x = receive(shape, rank - 1).requires_grad_() if rank else microbatches[i]
+        y = stage(x)
+        if rank < n_ranks - 1:
+            message = y.detach()
+            sends.append((dist.isend(message, rank + 1), message))
+        pairs.append((x, y))
     return pairs
 
 
@@ -291,6 +343,25 @@ def first_rank_goes_the_other_way(stage, optimizer, microbatches, targets, shape
             y.backward(receive(y.shape, rank + 1))
         if rank:
             dist.send(x.grad, rank - 1)
+    optimizer.step()
+    return total
+
+
+@fails("check_gpipe_step", "F41", "a deadlock", "Rank 1's send→0 was never waited for, and never arrived")
+def leaves_before_its_last_gradient_is_sent(stage, optimizer, microbatches, targets, shapes, rank, n_ranks):
+    optimizer.zero_grad()
+    n_rows, total, sends = sum(map(len, targets)), 0.0, []
+    pairs = list(zip(forward_all(stage, microbatches, shapes, rank, n_ranks), targets))
+    for i, ((x, y), labels) in enumerate(pairs):
+        if rank == n_ranks - 1:
+            loss = microbatch_loss(y, labels, n_rows)
+            total += loss.item()
+            loss.backward()
+        else:
+            time.sleep(0.2 * (i == len(pairs) - 1))  # the neighbour is gone by then
+            y.backward(receive(y.shape, rank + 1))
+        if rank:
+            sends.append(dist.isend(x.grad, rank - 1))
     optimizer.step()
     return total
 

@@ -43,6 +43,19 @@ schedule("warm_up_beyond_the_microbatches", "F34", warm_up=lambda p, r, m: p - 1
 schedule("same_warm_up_on_all_ranks", "F35", warm_up=lambda p, r, m: min(p - 1, m))
 schedule("newest_first", "F36", newest=True)
 schedule("no_cool_down", "F37", cool_down=False)
+
+
+@fails("check_schedule", None, "3 stages, 5 micro-batches: rank 0, position 8: 0B0 is repeated")
+def cool_down_begins_at_zero(p, m):
+    rows = []
+    for rank in range(p):
+        ahead = min(p - 1 - rank, m)
+        pairs = [f"{rank}{op}{i}" for i in range(m - ahead) for op in "FB"]
+        pairs[::2] = [f"{rank}F{i}" for i in range(ahead, m)]
+        rows.append([f"{rank}F{i}" for i in range(ahead)] + pairs + [f"{rank}B{i}" for i in range(ahead)])
+    return rows
+
+
 schedule("all_forwards_first", "F35", warm_up=lambda p, r, m: m)
 
 # --- exchange ---

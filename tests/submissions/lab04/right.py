@@ -144,3 +144,14 @@ def weights_newest_first(p, m):
             row += [f"{r}W{owed.pop()}"] if len(owed) > r else []
         rows.append(row + [f"{r}W{i}" for i in reversed(owed)])
     return rows
+
+
+def of_the_input(stage_input, output, output_grad):
+    return torch.autograd.grad(output, stage_input, output_grad, retain_graph=True)[0]
+
+
+def of_parameters_read_once(stage, stage_input, output, output_grad):
+    return torch.autograd.grad(output, stage.parameters(), output_grad)
+
+
+answers("check_split", name="parameters_as_the_stage_gives_them")((of_the_input, of_parameters_read_once))

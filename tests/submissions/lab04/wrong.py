@@ -86,6 +86,22 @@ schedule("chunks_next_to_each_other", "Z70", place=lambda p, r, v, c: r * v + c)
 schedule("chunks_in_a_v", None, place=lambda p, r, v, c: c * p + (p - 1 - r if c % 2 else r))
 schedule("backwards_without_weights", None, letter="I")
 
+
+@fails("check_interleaved", None, "4 ranks, 4 micro-batches, 2 chunks: 0B0 is missing")
+def warm_up_longer_than_the_row(p, m, v):
+    rows = []
+    for r in range(p):
+        rounds = range(0, m, p)
+        forwards = [f"{r + c * p}F{i}" for k in rounds for c in range(v) for i in range(k, k + p)]
+        backwards = [f"{r + c * p}B{i}" for k in rounds for c in reversed(range(v)) for i in range(k, k + p)]
+        ahead = (v - 1) * p + 2 * (p - 1 - r)
+        row = forwards[:ahead]
+        for pair in zip(forwards[ahead:], backwards, strict=False):
+            row += pair
+        rows.append(row + backwards[m * v - ahead :])
+    return rows
+
+
 # --- predictions ---
 
 fails("check_predictions", "Z79", "too large", name="idle_as_with_thick_stages")((9, 4, 72))
@@ -147,6 +163,11 @@ def ones_instead(stage_input, output, output_grad):
     return torch.autograd.grad(output.sum(), stage_input, retain_graph=True)[0]
 
 
+def transposed(stage, x, y, g):
+    weight, bias = weight_half(stage, x, y, g)
+    return weight.T, bias
+
+
 halves("graph_freed_by_the_first_half", "Z80", "second time", first=frees_the_graph)
 halves("full_backward_in_the_first_half", "Z81", "2 products", first=full_backward_first)
 halves("all_in_the_first_half", "Z81", first=full_backward_first, second=what_the_first_half_left)
@@ -157,6 +178,7 @@ halves("first_half_returns_the_weights", "Z83", first=of_the_weights)
 halves("gradients_pile_up", "Z84", "micro-batch 1", second=never_cleared)
 halves("received_gradient_ignored", "N12", first=ones_instead)
 halves("a_tuple_instead_of_a_tensor", None, "a tuple", first=lambda x, y, g: (input_half(x, y, g),))
+halves("weights_the_other_way_round", None, "has shape [5, 3] instead of [3, 5]", second=transposed)
 halves("second_half_returns_nothing", None, "nothing", second=lambda stage, x, y, g: None)
 
 # --- zb_h1_schedule ---

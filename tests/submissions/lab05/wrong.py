@@ -71,7 +71,7 @@ def each_rank_its_own_shuffle(n_rows, epoch, rank, n_ranks):
     return (order + order[: -n_rows % n_ranks])[rank::n_ranks]
 
 
-@rows(None, "left out", "of 10 rows")
+@rows(None, "left out", "of 9 rows")
 def remainder_dropped(n_rows, epoch, rank, n_ranks):
     return right_rows(n_rows // n_ranks * n_ranks, epoch, rank, n_ranks)
 
@@ -133,6 +133,45 @@ def reduces_on_rank_0_alone(right, n_rows, rank, n_ranks):
     return count / n_rows
 
 
+@rows(None, "not equally many", "of 9 rows")
+def repeats_as_many_as_are_left_over(n_rows, epoch, rank, n_ranks):
+    order = right_rows(n_rows, epoch, 0, 1)
+    return (order + order[: n_rows % n_ranks])[rank::n_ranks]
+
+
+@metric(None, "rank 1", "instead of 0.75")
+def known_on_rank_0_alone(right, n_rows, rank, n_ranks):
+    count = right[: len(range(rank, n_rows, n_ranks))].sum()
+    dist.reduce(count, dst=0)
+    return count / n_rows
+
+
+@metric(None, "instead of 0.75")
+def booleans_added_up(right, n_rows, rank, n_ranks):
+    right = right & (rank + torch.arange(len(right)) * n_ranks < n_rows)
+    dist.all_reduce(right)
+    return right.sum() / n_rows
+
+
+@metric(None, "75 instead of 0.75")
+def in_per_cent(right, n_rows, rank, n_ranks):
+    return 100 * right_accuracy(right, n_rows, rank, n_ranks)
+
+
+@metric(None, "instead of 0.6")
+def repeats_sought_on_the_last_rank(right, n_rows, rank, n_ranks):
+    kept = right[:-1] if rank == n_ranks - 1 and n_rows % n_ranks else right
+    dist.all_reduce(counts := torch.tensor([kept.sum(), len(kept)]))
+    return counts[0] / counts[1]
+
+
+@metric(None, "nobody waits for its asynchronous all_reduce")
+def sum_not_waited_for(right, n_rows, rank, n_ranks):
+    count = right[: len(range(rank, n_rows, n_ranks))].sum()
+    dist.all_reduce(count, async_op=True)
+    return count / n_rows
+
+
 @metric("D51", "different tensors")
 def gathers_what_differs_in_length(right, n_rows, rank, n_ranks):
     mine = right[: len(range(rank, n_rows, n_ranks))].int()
@@ -189,14 +228,33 @@ def grads(model, **options):
     average([p.grad for p in model.parameters()], **options)
 
 
+def thirds(model):
+    for p in model.parameters():
+        p.grad /= dist.get_world_size() ** 2
+
+
 loop("never_averages", None, "drifted apart", tell=float)
 loop("wrapped_and_passed_by", "D55", "drifted apart", wrap=lambda model: DistributedDataParallel(model).module)
 loop("wrapped_with_the_rank_fixed", None, "rank 0's rows", rank=lambda: 0, wrap=DistributedDataParallel)
 loop("averages_the_losses_alone", "D54", "drifted apart", before=lambda loss: average([loss.data]))
 loop("averages_after_the_step", "D47", "drifted apart", after=grads)
 loop("sums_the_gradients", "D44", "sum of the ranks", gradients=lambda model: grads(model, divide=False))
+loop("clears_too_late", None, "what they were before", gradients=lambda model: model.zero_grad())
+loop(
+    "steps_with_rank_0s_gradient",
+    None,
+    "rank 0's rows",
+    gradients=lambda m: [dist.broadcast(p.grad, 0) for p in m.parameters()],
+)
+loop(
+    "averages_twice",
+    None,
+    "by 3 once more",
+    gradients=lambda model: (grads(model), grads(model, divide=False), thirds(model)),
+)
+loop("does_not_wait", None, "nobody waits", gradients=lambda model: not_waited_for(model))
 loop("tells_its_own_loss", None, "that of its own rows", gradients=grads, tell=lambda loss: loss.item())
-loop("tells_a_sum_of_losses", None, "instead of", gradients=grads, tell=lambda loss: 3 * mean_loss(loss))
+loop("tells_a_sum_of_losses", None, "the sum of the ranks'", gradients=grads, tell=lambda loss: 3 * mean_loss(loss))
 
 
 @fails("check_loop", "D56", "all rows of every batch")
@@ -297,7 +355,39 @@ def empty_pieces_too(model, images, labels, devices):
     return loss
 
 
-@fails("check_data_parallel_step", None, "ZeroDivisionError", "line")
+@fails("check_data_parallel_step", None, "differs")
+def dealt_out_like_cards(model, images, labels, devices):
+    pieces = [images[i :: len(devices)] for i in range(len(devices))]
+    outputs = [
+        torch.func.functional_call(model, replica_of(model, device), (x,))
+        for x, device in zip(pieces, devices, strict=True)
+    ]
+    loss = F.cross_entropy(torch.cat(outputs), labels)
+    loss.backward()
+    return loss
+
+
+@fails("check_data_parallel_step", None, "exactly 0.5 times")
+def mean_over_the_copies(model, images, labels, devices):
+    loss = F.cross_entropy(torch.cat(list(outputs_of(model, images, labels, devices))), labels)
+    (loss / min(len(devices), len(images))).backward()
+    return loss
+
+
+@fails("check_data_parallel_step", None, "others than before")
+def takes_the_step_too(model, images, labels, devices):
+    loss = F.cross_entropy(torch.cat(list(outputs_of(model, images, labels, devices))), labels)
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return loss
+
+
+@fails("check_data_parallel_step", None, "no backward has run")
+def computes_the_loss_alone(model, images, labels, devices):
+    return F.cross_entropy(torch.cat(list(outputs_of(model, images, labels, devices))), labels)
+
+
+@fails("check_data_parallel_step", None, "your function: ZeroDivisionError", "line")
 def raises_an_error(model, images, labels, devices):
     return len(images) // (len(devices) - 2)
 
@@ -368,6 +458,12 @@ def parameters_alone(model):
 @begin(None, "neither its own nor rank 0's")
 def begins_with_the_mean(model):
     average([p.detach() for p in model.parameters()])
+
+
+@begin(None, "different roots")
+def each_rank_hands_out(model):
+    for tensor in [*model.parameters(), *model.buffers()]:
+        dist.broadcast(tensor.detach(), src=dist.get_rank())
 
 
 @begin(None, "different collectives")
@@ -495,6 +591,41 @@ def reducer(code, *words):
 @reducer("D44", "exactly 2 times")
 class SumsUp(Base):
     divide = False
+
+
+@reducer(None, "exactly 0.5 times")
+class DividesTwice(Base):
+    def hand_back(self, bucket, flat):
+        super().hand_back(bucket, flat / dist.get_world_size())
+
+
+@reducer(None, "in step 1")
+class RemembersTheStepBefore(Base):
+    def send_the_rest(self):
+        super().send_the_rest()
+        self.complete = Kept(self.complete)
+
+
+class Kept(set):
+    """A set that nobody can clear."""
+
+    def clear(self):
+        pass
+
+
+@reducer(None, "in step 0", "differs")
+class UnpacksFromBehind(Base):
+    def hand_back(self, bucket, flat):
+        super().hand_back(bucket[::-1], flat)
+
+
+@reducer(None, "in step 0", "differs")
+class AddsTheMean(Base):
+    def hand_back(self, bucket, flat):
+        own = [self.gradient(p) for p in bucket]
+        super().hand_back(bucket, flat)
+        for p, grad in zip(bucket, own, strict=True):
+            p.grad += grad
 
 
 @reducer("D47", "had been waited for")

@@ -189,6 +189,25 @@ def average_of_weighted_means(stage, optimizer, images, labels, m, row, column):
     return loss_of_replica
 
 
+@answers("check_hybrid_step")
+def cut_in_chunks(stage, optimizer, images, labels, m, row, column):
+    """Micro-batches of which the last may be much smaller than the others."""
+    rank, d, p, s = dist.get_rank(), dist.get_world_size(column), dist.get_world_size(row), dist.get_rank(row)
+    neighbours = rank - 1 if s else None, rank + 1 if s + 1 < p else None
+    x, t = (one.chunk(d)[dist.get_rank(column)].chunk(m) for one in (images, labels))
+    kept = [forward_stage(stage, rows, *neighbours) for rows in x]
+    optimizer.zero_grad()
+    share = 0.0
+    for (given, output), classes in zip(kept, t, strict=True):
+        loss = F.cross_entropy(output, classes, reduction="sum") / len(labels) if s + 1 == p else None
+        share += 0.0 if loss is None else loss.item()
+        backward_stage(given, output, loss, *neighbours)
+    for w in stage.parameters():
+        dist.all_reduce(w.grad, group=column)
+    optimizer.step()
+    return share
+
+
 class Hybrid1F1B:
     """1F1B along the row with messages of its own, counted inside the group; hooks sum in the last backward."""
 

@@ -59,6 +59,14 @@ def uneven(batch, replica, d):
     return batch[replica * size :] if replica == d - 1 else batch[replica * size :][:size]
 
 
+on_paper(
+    "rounded_up",
+    None,
+    "of a batch of 13 rows",
+    rows=lambda batch, rank, d, p: batch.split(-(-len(batch) // d))[rank // p],
+)
+on_paper("divided_over_the_stages", "H65", rows=lambda batch, rank, d, p: batch.tensor_split(p)[rank % p])
+
 # --- predictions ---
 
 fails("check_predictions", "H61", "too small", name="own_groups_ring_of_all_one_long_pipeline")(
@@ -159,13 +167,37 @@ def over_the_world(stage, column):
         dist.broadcast(weight.data, src=0)
 
 
-@started("from_the_last_replica", None, "those of rank 2; they should be those of rank 0")
+@started("from_the_last_replica", None, "those of rank 2; they should all be those of rank 0")
 def from_the_last_replica(stage, column):
     for weight in stage.parameters():
         dist.broadcast(weight.data, group=column, group_src=dist.get_world_size(column) - 1)
 
 
-@started("mean_of_the_copies", None, "nobody's")
+@started("from_the_number_in_the_column", "H62")
+def from_the_number_in_the_column(stage, column):
+    for weight in stage.parameters():
+        dist.broadcast(weight.data, src=dist.get_rank(column), group=column)
+
+
+@started("first_weight_alone", None, "rank 2: its weights are not those of one rank alone")
+def first_weight_alone(stage, column):
+    dist.broadcast(next(stage.parameters()).data, group=column, group_src=0)
+
+
+@started("never_waits", None, "nobody waits for its asynchronous broadcast")
+def never_waits(stage, column):
+    for weight in stage.parameters():
+        dist.broadcast(weight.data, group=column, group_src=0, async_op=True)
+
+
+@started("new_parameters", None, "new ones")
+def new_parameters(stage, column):
+    right_start(stage, column)
+    for layer in stage:
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+@started("mean_of_the_copies", None, "not those of one rank alone")
 def mean_of_the_copies(stage, column):
     for weight in stage.parameters():
         dist.all_reduce(weight.data, group=column)
@@ -194,8 +226,9 @@ def finish(name, code, *words, **changes):
 
 
 finish("bugs_mended_and_division_lost", "D44", "exactly 2 times", divide=lambda column: 1)
-finish("averages_at_every_backward", "H63", "at 4 moments", moment=lambda i, m: True)
-finish("in_the_middle", "H63", "after 3 of 4 backwards", moment=lambda i, m: i == 1)
+finish("averages_at_every_backward", "H63", "at 3 moments", moment=lambda i, m: True)
+finish("in_the_middle", "H63", "after 2 of 3 backwards", moment=lambda i, m: i == 1)
+finish("divided_by_the_microbatches", None, "exactly 0.6667 times", divide=lambda column: 3)
 finish("over_all_ranks", None, "shape", group=lambda column: None)
 finish("bugs_mended_and_step_lost", "N14", "took 0 steps", step=False)
 
@@ -242,6 +275,55 @@ clip("norm_over_the_world", "H60", "a norm of", over="world")
 clip("tied_weight_counts_twice", None, "a norm of", counted=lambda weights, tied, first: weights)
 clip("norms_added", None, "a norm of", over="norms")
 clip("scaled_up", None, "multiplied by 10", scale=lambda c, norm, weights: c / norm)
+
+
+clip("tied_weight_never_counts", None, "a norm of", counted=lambda weights, tied, first: drop(weights, tied))
+
+
+def clip_each(weights, tied, row, ends, c):
+    norm = clip_with(scale=lambda *_: 1.0)(weights, tied, row, ends, c)
+    for w in weights:
+        w.grad *= min(1.0, c / w.grad.norm())
+    return norm
+
+
+fails("check_sum_and_clip", None, "the gradient of weight 0", name="each_by_its_own_norm")(clip_each)
+
+
+@fails("check_sum_and_clip", None, "a norm of")
+def norm_after_clipping(weights, tied, row, ends, c):
+    return min(clip_with()(weights, tied, row, ends, c), torch.tensor(c))
+
+
+@fails("check_sum_and_clip", None, "rank 2", "exactly 4 times")
+def one_copy_not_scaled(weights, tied, row, ends, c):
+    last = tied is not None and dist.get_rank(ends) == 1
+    norm = clip_with(scale=lambda *_: 1.0)(weights, tied, row, ends, c)
+    for w in drop(weights, tied) if last else weights:
+        w.grad *= min(1.0, c / norm)
+    return norm
+
+
+@fails("check_sum_and_clip", None, "a norm of")
+def norms_of_the_parameters_added(weights, tied, row, ends, c):
+    clip_with(scale=lambda *_: 1.0)(weights, tied, row, ends, c)
+    norm = sum(w.grad.norm() for w in weights)
+    dist.all_reduce(norm, group=row)
+    return norm
+
+
+@fails("check_sum_and_clip", None, "must match the size")
+def tied_sought_by_its_values(weights, tied, row, ends, c):
+    return clip_with(counted=lambda weights, tied, first: [w for w in weights if w not in [tied]])(
+        weights, tied, row, ends, c
+    )
+
+
+@fails("check_sum_and_clip", None, "nobody waits")
+def squares_not_waited_for(weights, tied, row, ends, c):
+    squares = torch.stack([w.grad.square().sum() for w in weights]).sum()
+    dist.all_reduce(squares, group=row, async_op=True)
+    return squares.sqrt()
 
 
 @fails("check_sum_and_clip", "H67", "were multiplied by")
@@ -395,6 +477,33 @@ def group_given_and_group_rank_too(stage, optimizer, images, labels, m, row, col
         dist.send(stage(images[:3]).detach(), dst=s + 1, group=row)
     elif s == 1 and dist.get_rank(column):
         dist.recv(torch.empty(3, 64, dtype=torch.float64), src=s - 1, group=row)
+
+
+@fails("check_hybrid_step", None, "before the next micro-batch's forward")
+def one_after_the_other(stage, optimizer, images, labels, m, row, column):
+    before, after = neighbours(row)
+    replica, d, total = dist.get_rank(column), dist.get_world_size(column), 0.0
+    optimizer.zero_grad()
+    x, t = (one.tensor_split(d)[replica].tensor_split(m) for one in (images, labels))
+    for rows, classes in zip(x, t, strict=True):
+        given, output = forward_stage(stage, rows, before, after)
+        loss = F.cross_entropy(output, classes, reduction="sum") / len(labels) if after is None else None
+        total += 0.0 if loss is None else loss.item()
+        backward_stage(given, output, loss, before, after)
+    for w in stage.parameters():
+        dist.all_reduce(w.grad, group=column)
+    optimizer.step()
+    return total
+
+
+@fails("check_hybrid_step", None, "nobody waits")
+def gradients_not_waited_for(stage, optimizer, images, labels, m, row, column):
+    def hurry():
+        for w in stage.parameters():
+            dist.all_reduce(w.grad, group=column, async_op=True)
+
+    optimizer.register_step_pre_hook(lambda *_: hurry())
+    return step_with(moment=lambda i, m: False)(stage, optimizer, images, labels, m, row, column)
 
 
 @fails("check_hybrid_step", None, "KeyError")
