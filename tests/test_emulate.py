@@ -152,6 +152,20 @@ def test_a_collective_takes_the_time_of_a_ring(asynchronous: bool) -> None:
             assert 0.12 - 1e-5 <= event.end - event.start < 0.12 + SLACK
 
 
+def test_collectives_in_a_row_take_what_the_ring_takes_and_not_what_gloo_takes_beside_it() -> None:
+    def reduce_often() -> None:
+        x = torch.ones(1000)
+        for _ in range(12):
+            dist.all_reduce(x)
+
+    run = launch(reduce_often, n_ranks=4, emulate=Emulation(link=Link(latency=0.002)))
+    rows = [[event for event in run.timeline.of_rank(rank) if event.kind == "COLLECTIVE"] for rank in range(4)]
+    assert [len(row) for row in rows] == [12] * 4
+    for events in zip(*rows, strict=True):
+        due = max(event.start for event in events) + 6 * 0.002
+        assert all(event.end == pytest.approx(due, abs=1e-3) or event.end >= due + MADE_UP - 1e-3 for event in events)
+
+
 def test_an_operation_that_overruns_is_marked_and_counted() -> None:
     class Slow(nn.Module):
         def __init__(self) -> None:

@@ -44,7 +44,7 @@ class RankState(NamedTuple):
 
 
 Stamp = tuple[float, int, Details]
-"""One call of one rank: the time of a send (0.0 for other calls), the number of the learner's line, the details."""
+"""One call of one rank: the time (0.0: a receive's), the number of the learner's line, what it is."""
 
 
 class Board:

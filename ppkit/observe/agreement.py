@@ -30,7 +30,7 @@ from ppkit.launch.disagree import (
     shape_of,
 )
 from ppkit.launch.frames import Frame
-from ppkit.observe.fields import Message
+from ppkit.observe.fields import Exchange, Message
 
 _NAME = {name: i for i, name in enumerate(NAMES)}
 _DTYPE = {getattr(torch, name): i for i, name in enumerate(DTYPES) if name}
@@ -162,8 +162,13 @@ class Agreement:
         ]
         raise mismatch(calls)
 
-    def joins(self, name: str, tensor: Any, group: Any, root: int, reduction: Any, line: Frame | None) -> None:
-        """Stamp a collective, and compare it with those of the ranks that are there already.
+    def joins(
+        self, name: str, tensor: Any, group: Any, root: int, reduction: Any, now: float, line: Frame | None
+    ) -> Exchange:
+        """Stamp a collective at `now`, and compare it with those of the ranks that are there already.
+
+        Returns:
+            what identifies it.
 
         Raises:
             MismatchError: if they are in another collective, or have another root, operation, shape or dtype.
@@ -172,12 +177,19 @@ class Agreement:
         number = self._collectives[key]
         self._collectives[key] = number + 1
         mine = details_of(name, tensor, root, reduction)
-        self._board.post_collective(self._rank, key, number, (0.0, self._site(line), mine))
-        members = dist.get_process_group_ranks(group)
-        for member in members:
+        self._board.post_collective(self._rank, key, number, (now, self._site(line), mine))
+        exchange = tuple(dist.get_process_group_ranks(group)), key, number
+        for member in exchange[0]:
             theirs = None if member == self._rank else self._board.joined(member, key, number)
             if theirs is not None and not _is_one(mine, theirs):
-                raise mismatch(collective_calls(self._board, members, key, number), (tuple(members), key, number))
+                raise mismatch(collective_calls(self._board, *exchange), exchange)
+        return exchange
+
+    def last_joined(self, exchange: Exchange) -> float | None:
+        """Return when the last rank came to a collective; None: not all stamps are there, or still there."""
+        members, key, number = exchange
+        stamps = [self._board.collective(member, key, number) for member in members]
+        return max(stamp[0] for stamp in stamps if stamp) if all(stamps) else None
 
 
 def _is_one(mine: Details, theirs: Details) -> bool:

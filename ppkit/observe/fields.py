@@ -7,6 +7,9 @@ from dataclasses import dataclass
 Message = tuple[int, int, int, int, int]
 """What identifies a message at both of its ends: sender, receiver, tag, group, and its number among those."""
 
+Exchange = tuple[tuple[int, ...], int, int]
+"""What identifies a collective on all of its ranks: these, their group, and its number among the group's."""
+
 NEVER_WAITED = "never waited for"
 NEVER_FINISHED = "never finished"
 

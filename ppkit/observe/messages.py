@@ -248,10 +248,12 @@ def _observed_collective(
         link = None if recorder.emulation is None else recorder.emulation.link
         seconds = 0.0 if link is None else link.seconds(nbytes, pattern.hops(n))
         group, reduction = arguments.get("group"), arguments.get("op", summed)
-        recorder.agreement.joins(name, tensor, group, _root(arguments), reduction, line)
+        if not seconds:
+            recorder.behind = 0.0  # the others wait for this rank as it is
+        start = recorder.now()
+        exchange = recorder.agreement.joins(name, tensor, group, _root(arguments), reduction, start, line)
         shown = getattr(tensor, "label", name)  # such as "bucket 0 (1.2 MB)"
-        recorder.behind = 0.0  # the others wait for this rank as it is
-        start = recorder.wait_begins(name, None, None, tensor)
+        recorder.wait_begins(name, None, None, tensor)
         ride = recorder.wire.ride(arguments.get("group"), seconds) if seconds else None
         try:
             work = original(*args, **kwargs)
@@ -259,10 +261,10 @@ def _observed_collective(
             end = recorder.wait_ends()
         if work is not None:
             row = recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes, note=NEVER_WAITED))
-            return ObservedCollective(recorder, work, row, tensor, line, ride)
-        # Whoever comes last sets the start of the exchange; the real one is over within that rank's call.
+            return ObservedCollective(recorder, work, row, tensor, line, exchange, ride)
+        # Whoever comes last sets the start of the exchange on the emulated ring; the real one is over by now.
         if ride is not None:
-            ride.join(end)
+            ride.join(recorder.agreement.last_joined(exchange) or end)
             free_at, over = ride.times()
             start, end = max(start, free_at), recorder.is_at(over)
         recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes))

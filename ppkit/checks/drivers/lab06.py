@@ -179,14 +179,14 @@ def _collectives() -> Iterator[list[Collective]]:
     agreement: Any = recorder.agreement
     plain, seen = agreement.joins, []
 
-    def joins(name: str, tensor: Any, group: Any, *rest: Any) -> None:
+    def joins(name: str, tensor: Any, group: Any, *rest: Any) -> Any:
         kinds = [row.kind for row in recorder.rows()]
         step = kinds.count("OPTIM")
         since = kinds[len(kinds) - kinds[::-1].index("OPTIM") :] if step else kinds
         nbytes = tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else 0
         members = tuple(dist.get_process_group_ranks(group))
         seen.append(Collective(members, nbytes, step, since.count("B") + recorder.in_backward))
-        plain(name, tensor, group, *rest)
+        return plain(name, tensor, group, *rest)
 
     agreement.joins = joins
     try:
