@@ -19,7 +19,9 @@ export JUPYTER_PREFER_ENV_PATH := 1
 PYTEST := $(BIN)/python -m pytest
 SLOW := ranks or slow or browser or soak
 NONE_IS_FINE := $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])  # a part in which PYTEST_ARGS chooses no test
-NBVAL := $(PYTEST) -p no:cacheprovider -n auto --dist loadfile --nbval-current-env --nbval-cell-timeout=120
+# One more than there are cores: a test that starts ranks waits for them most of its time.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+NBVAL := $(PYTEST) -p no:cacheprovider -n $(WORKERS) --dist loadfile --nbval-current-env --nbval-cell-timeout=120
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test check lint fast unit soak lessons labs notebooks build bench clean
@@ -57,10 +59,10 @@ fast unit soak lessons labs notebooks: export PPKIT_LIVE := 0
 fast: $(VENV)/.test-installed  ## the tests that start neither ranks nor browsers
 	$(PYTEST) tests -m "not ($(SLOW))" $(PYTEST_ARGS)
 
-# First what may share the machine, on all its cores; then, one by one, what measures how soon something ends.
+# First what may share the machine; then what measures how soon something ends, and shares it with its like alone.
 unit: $(VENV)/.test-installed  ## the tests of the library
-	$(PYTEST) tests -n auto --dist worksteal -m "not alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
-	$(PYTEST) tests -m "alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(PYTEST) tests -n $(WORKERS) --dist worksteal -m "not alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(PYTEST) tests -n 2 -m "alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 soak: $(VENV)/.test-installed  ## many runs, many notebooks at once, notebooks killed at any moment: minutes
 	$(PYTEST) tests -m soak -s $(PYTEST_ARGS)

@@ -79,8 +79,8 @@ CHEATS = {
         flag="uses `._getframe`",
     ),
     "the solution is read from its file": Cheat(
-        before="import json, glob\ncells = [c for p in glob.glob('/**/solutions/01*/*.ipynb', recursive=True)"
-        " for c in json.load(open(p))['cells']]\n"
+        before="import json, glob, os, ppkit\nroot = os.path.dirname(os.path.dirname(ppkit.__file__))\n"
+        "cells = [c for p in glob.glob(root + '/solutions/01*/*.ipynb') for c in json.load(open(p))['cells']]\n"
         "for c in cells:\n    if c['metadata'].get('nbgrader', {}).get('solution'):\n"
         "        exec(''.join(c['source']))",
         answers={f"task-{n}": "pass" for n in range(1, 7)},
