@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ppkit.errors import LaunchError
 from ppkit.event import Event
 from ppkit.timeline import Timeline
 
-__all__ = ["DataParallel", "gather", "parallel_apply", "replicate", "scatter"]
+__all__ = ["DataParallel", "gather", "parallel_apply", "replicate", "scatter", "watch"]
 
 
 def scatter(batch: Any, devices: Sequence[torch.device]) -> list[Any]:
@@ -71,6 +71,7 @@ def _replica(module: nn.Module, device: torch.device, first: bool) -> nn.Module:
             replica.__dict__ = original.__dict__.copy()
             # Plain attributes: the copies are no leaves of the graph. nn.DataParallel's have no parameters either.
             replica._parameters = {}
+            replica.__dict__["_is_replica"] = True
             replica.__dict__ |= {name: tensor(p, False) for name, p in original._parameters.items()}
             replica._buffers = {name: tensor(b, True) for name, b in original._buffers.items()}
             replica._modules = {name: child and module_copy(child) for name, child in original._modules.items()}
@@ -113,7 +114,7 @@ def parallel_apply(
                 output = replicas[i](*shards[i][0], **shards[i][1])
         except BaseException as failure:  # an exit too: only the caller's thread can end the program
             error = failure
-        calls[i] = Call(output, error, start, time.perf_counter())
+        calls[i] = Call(output, error, start, _clock(output))
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(shards))]
     for thread in threads:
@@ -178,17 +179,84 @@ class DataParallel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module on the whole batch, cut into one shard a replica."""
-        times = [time.perf_counter()]
+        times = [_clock(args)]
         shards = scatter((args, kwargs), self.devices)
-        times.append(time.perf_counter())
+        times.append(_clock(shards))
         replicas = replicate(self.module, self.devices[: len(shards)])
-        times.append(time.perf_counter())
+        times.append(_clock(shards))
         calls = parallel_apply(replicas, shards)
-        times.append(time.perf_counter())
+        times.append(_clock())
         output = gather([call.output for call in calls], self.devices[0])
-        times.append(time.perf_counter())
+        times.append(_clock(output))
         self.timeline = _timeline(times, calls)
         return output
+
+
+def watch(model: nn.DataParallel[Any]) -> nn.DataParallel[Any]:
+    """Let torch's own DataParallel note when the parts of its last call ran, as `DataParallel` does.
+
+    Args:
+        model: on two GPUs or more; on one, or without any, it calls its module and has no such parts.
+
+    Returns:
+        the same model. Its ``timeline`` is None until it has been called on several devices.
+    """
+    cut, copy, call, join = model.scatter, model.replicate, model.parallel_apply, model.gather
+    times: list[float] = []
+    shards: list[Any] = []  # one on each device
+    calls: list[Call] = []
+
+    def scattered(inputs: Any, *rest: Any) -> Any:
+        times[:] = [_clock(inputs)]
+        shards[:] = cut(inputs, *rest)
+        times.append(_clock(shards))
+        return tuple(shards)
+
+    def replicated(*args: Any) -> Any:
+        replicas = copy(*args)
+        times.append(_clock(shards))
+        return replicas
+
+    def applied(replicas: Sequence[nn.Module], *args: Any) -> Any:
+        calls[:] = [Call(None, None, 0.0, 0.0)] * len(replicas)
+        for i, replica in enumerate(replicas):  # made for this call alone
+            replica.forward = noted(replica.forward, i)
+        outputs = call(replicas, *args)
+        times.append(_clock())
+        return outputs
+
+    def noted(forward: Callable[..., Any], i: int) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            output = forward(*args, **kwargs)
+            calls[i] = Call(None, None, start, _clock(output))
+            return output
+
+        return run
+
+    def gathered(*args: Any) -> Any:
+        output = join(*args)
+        shards.clear()
+        model.timeline = _timeline([*times, _clock(output)], calls)  # type: ignore[assignment]
+        return output
+
+    for name, part in (
+        ("scatter", scattered),
+        ("replicate", replicated),
+        ("parallel_apply", applied),
+        ("gather", gathered),
+        ("timeline", None),
+    ):
+        setattr(model, name, part)
+    return model
+
+
+def _clock(tensors: Any = None) -> float:
+    """The host's monotonic time in seconds, once the GPUs of these tensors have done what they were given."""
+    for device in {leaf.device for leaf in tree_flatten(tensors)[0] if isinstance(leaf, torch.Tensor)}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _timeline(times: Sequence[float], calls: Sequence[Call]) -> Timeline:

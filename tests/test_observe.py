@@ -13,6 +13,7 @@ from torch import nn
 
 from ppkit.errors import RankError
 from ppkit.launch import launch
+from ppkit.scatter_gather import DataParallel, parallel_apply
 from ppkit.timeline import Event, Timeline
 
 pytestmark = pytest.mark.ranks
@@ -324,6 +325,39 @@ def test_a_graph_that_is_dropped_without_a_backward_holds_no_longer() -> None:
             del y
 
     assert _observe(work).peak_in_flight == (1,)
+
+
+class InThreads(nn.Module):
+    """Calls its layer, or a replica of it, in a thread for each half of the batch."""
+
+    def __init__(self, replicas: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.parallel = DataParallel(self.layer, ["cpu", "cpu"]) if replicas else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.parallel is not None:
+            return self.parallel(x)  # type: ignore[no-any-return]
+        calls = parallel_apply([self.layer, self.layer], [((half,), {}) for half in x.chunk(2)])
+        return torch.cat([call.output for call in calls])
+
+
+@pytest.mark.parametrize("replicas", [False, True])
+def test_what_a_module_calls_in_threads_is_a_part_of_its_forward(replicas: bool) -> None:
+    def work() -> None:
+        model = InThreads(replicas)
+        for _ in range(2):
+            model(torch.ones(4, 2)).sum().backward()
+
+    assert _labels(_observe(work)) == "F0 B0 F1 B1"
+
+
+def test_modules_in_threads_of_their_own_are_all_seen() -> None:
+    def work() -> None:
+        layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+        parallel_apply(layers, [((torch.ones(1, 2),), {})] * 2)
+
+    assert _labels(_observe(work)) == "F0 F0"
 
 
 def test_gradients_for_inputs_and_for_weights_are_told_apart() -> None:

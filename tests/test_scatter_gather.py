@@ -11,7 +11,9 @@ from torch import nn
 
 from ppkit.data_parallel import DataParallel
 from ppkit.errors import LaunchError
-from ppkit.scatter_gather import gather, parallel_apply, replicate, scatter
+from ppkit.scatter_gather import gather, parallel_apply, replicate, scatter, watch
+
+CPU = torch.device("cpu")
 
 
 class Tied(nn.Module):
@@ -131,6 +133,51 @@ def test_the_timeline_of_a_call_has_a_row_a_replica() -> None:
     assert [event.name for event in model.timeline.of_rank(1)] == ["forward"]
 
 
+class OnTheCpu(nn.DataParallel):
+    """torch's own, whose forward believes in two devices; its four parts are ours, since torch's need GPUs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.device_ids, self.output_device, self.src_device_obj = [0, 1], 0, CPU
+
+    def scatter(self, inputs, kwargs, device_ids):
+        shards = scatter((inputs, kwargs), [CPU] * len(device_ids))
+        return tuple(inputs for inputs, _ in shards), tuple(kwargs for _, kwargs in shards)
+
+    def replicate(self, module, device_ids):
+        return replicate(module, [CPU] * len(device_ids))
+
+    def parallel_apply(self, replicas, inputs, kwargs):
+        return [call.output for call in parallel_apply(replicas, list(zip(inputs, kwargs, strict=True)))]
+
+    def gather(self, outputs, output_device):
+        return gather(outputs, CPU)
+
+
+def test_the_parts_of_torchs_own_are_watched() -> None:
+    module = Tied()
+    model = watch(OnTheCpu(module))
+    assert model.timeline is None
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for _ in range(2):
+        output = model(x)
+    torch.testing.assert_close(output, module(x))
+    assert model.timeline.n_ranks == 2
+    scattered, replicated, first, gathered = model.timeline.of_rank(0)
+    assert [e.name for e in (scattered, replicated, first, gathered)] == ["scatter", "replicate", "forward", "gather"]
+    (second,) = model.timeline.of_rank(1)
+    assert scattered.start == 0 < scattered.end <= replicated.start
+    assert replicated.end <= first.start < first.end <= gathered.start < gathered.end
+    assert replicated.end <= second.start < second.end <= gathered.start
+
+
+def test_where_there_are_no_gpus_torchs_own_has_no_parts() -> None:
+    model = watch(nn.DataParallel(nn.Linear(2, 2)))
+    if not model.device_ids:
+        model(torch.ones(4, 2))
+        assert model.timeline is None
+
+
 @pytest.mark.gpu
 def test_torchs_own_gives_the_same_on_gpus() -> None:
     if torch.cuda.device_count() < 2:
@@ -143,3 +190,8 @@ def test_torchs_own_gives_the_same_on_gpus() -> None:
         model(x).sum().backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+    watch(theirs)(x)
+    for timeline in (ours.timeline, theirs.timeline):
+        assert timeline is not None
+        assert [event.name for event in timeline.of_rank(0)] == ["scatter", "replicate", "forward", "gather"]
+        assert [event.name for event in timeline.of_rank(1)] == ["forward"]

@@ -45,6 +45,8 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
             if module._compiled_call_impl is None:
                 return module._call_impl(*args, **kwargs)
             return original(module, *args, **kwargs)
+        if recorder.running and _is_part(module, recorder.running):  # called in a thread of the outer one's
+            return original(module, *args, **kwargs)
         stage = recorder.stage_of(module)
         if stage is None:
             return original(module, *args, **kwargs)
@@ -53,16 +55,23 @@ def _observed_call(recorder: Recorder, original: Callable[..., Any]) -> Callable
         microbatch = recorder.next_microbatch(stage)
         start = recorder.now()
         inside.depth = 1
+        recorder.running.append(module)
         try:
             output = original(module, *args, **kwargs)
         finally:
             inside.depth = 0
+            recorder.running.remove(module)
         settle(recorder)
         row = recorder.compute("F", start, stage, microbatch, recorder.stated("F", stage), type(module).__name__)
         _tie(Token(row, stage, _parents(args, kwargs)), output)
         return output
 
     return __call__
+
+
+def _is_part(module: nn.Module, running: Iterable[Any]) -> bool:
+    """Tell whether one of these modules calls this one: it is a part, or a replica made by a DataParallel."""
+    return getattr(module, "_is_replica", False) or any(module in one.modules() for one in list(running))
 
 
 def _first_call(recorder: Recorder, module: nn.Module, stage: int) -> None:

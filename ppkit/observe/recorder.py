@@ -66,6 +66,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.inside = Inside()
+        self.running: list[object] = []  # outermost modules whose forward is running, in any thread
 
     def begin(
         self, rank: int, n_ranks: int, board: Board, emulation: Emulation | None, on_gpu: bool | None = None
