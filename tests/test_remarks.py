@@ -74,6 +74,85 @@ def test_a_buffer_used_before_the_wait_is_remarked_on(how: str) -> None:
     assert "box + 1" not in "".join(found) or how == "a sum"
 
 
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "a row": lambda box: box[1],
+    "a column": lambda box: box[:, 2],
+    "the same": lambda box: box.view(-1),
+    "the same memory": lambda box: torch.from_numpy(box.numpy()),
+    "an alias": lambda box: box.detach(),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_read_by_a_view_from_before_the_irecv_is_remarked_on(kind: str) -> None:
+    view_of = VIEWS[kind]
+
+    def work() -> tuple[type, ...]:
+        if not _first():
+            dist.send(torch.ones(4, 3), 0)
+            return ()
+        box = torch.zeros(4, 3)
+        kept = {"here": [view_of(box)]}
+        request = dist.irecv(box, 1)
+        kept["here"][0].sum()  # too early
+        request.wait()
+        kept["here"][0].max()
+        return type(box), type(kept["here"][0])
+
+    run = launch(work, show=False)
+    (text,) = run.warnings
+    assert text.startswith("rank 0: the buffer of an irecv is used at ")
+    assert "sum()" in text
+    assert run.results[0] == (torch.Tensor, torch.Tensor)
+
+
+def test_other_parts_of_the_same_memory_may_be_used() -> None:
+    def work() -> float:
+        if not _first():
+            for _ in range(2):
+                dist.send(torch.ones(3), 0)
+            return 0.0
+        box = torch.zeros(4, 3)
+        rows, column, flat, last = list(box), box[:, 1], box.view(-1), box[3]
+        total = 0.0
+        for i in range(2):
+            request = dist.irecv(box[i], 1)
+            # Beside the buffer; and what reaches beyond it, and is changed or read where that is not.
+            last += 1
+            flat[6:9].add_(1)
+            box[2] += column[2:].sum()
+            total += rows[2].sum().item() + box[[2, 3]].sum().item() + rows[1 - i].sum().item() * i
+            request.wait()
+        return total + box.sum().item()
+
+    run = launch(work, show=False)
+    assert run.warnings == ()
+    assert run.results[0] > 0
+
+
+def test_views_of_other_buffers_and_tensors_without_memory_are_no_trouble() -> None:
+    def work() -> None:
+        if not _first():
+            _send(1.0, 2.0)
+            return
+        torch.empty(0), torch.empty(3, device="meta")
+        sparse, empty = torch.eye(3).to_sparse(), torch.empty(0)
+        first, second = torch.zeros(3), torch.zeros(3)
+        views = first[:], second[:]
+
+        def receive(inner: torch.Tensor) -> torch.Tensor:
+            requests = [dist.irecv(box, 1) for box in (first, second)]  # while `torch.func` has wrapped `inner`
+            for request in requests:
+                request.wait()
+            return inner.sum()
+
+        torch.func.grad(receive)(torch.ones(2))
+        views[0].add_(views[1])
+        del sparse, empty
+
+    assert launch(work, show=False).warnings == ()
+
+
 def test_what_looks_at_no_value_is_no_use() -> None:
     def work() -> tuple[object, ...]:
         box = torch.zeros(3)

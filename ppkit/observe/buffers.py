@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -30,13 +32,15 @@ _QUIET_AS_SECOND = {"type_as", "expand_as", "view_as", "reshape_as", "to"}
 _WRITING = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
 _WRITING |= {"__setitem__", "recv", "irecv", "all_reduce"}
 _SAMPLES = 256
+_ALONE = 2  # uses of the memory of a tensor without views: its own, and that of the object by which one asks
 
 
 class LentTensor(torch.Tensor):
     """What the class of a buffer is while it is lent to an isend or irecv: calls that take it come by here.
 
-    Only `__class__` changes, there and back: the tensor stays the same object, and all others cost nothing. So a read
-    by a view that was there before the irecv is not seen, nor what numpy does with an array of the memory. See
+    Only `__class__` changes, there and back: the tensor stays the same object, and all others cost nothing. Views that
+    are there before an irecv are looked for where its line is reached first. What numpy does with an array of the
+    memory is not seen. See
     https://docs.pytorch.org/docs/stable/notes/extending.html#extending-torch-python-api.
     """
 
@@ -133,7 +137,39 @@ def lend(remarks: Remarks, tensor: Any, line: Frame | None, *, receives: bool) -
     """Watch the buffer of an isend or irecv that has begun on `line`; None where that is not done, as on a GPU."""
     if line is None or tensor.is_cuda or tensor.layout is not torch.strided or not tensor.numel():
         return None
-    return Loan(remarks, tensor, receives, line)
+    loan = Loan(remarks, tensor, receives, line)
+    if receives and _is_shared(tensor) and remarks.is_first(line):  # it takes a ms, and remarks are made once a line
+        for view in _views_of(tensor):
+            loan.lend(view)
+    return loan
+
+
+def _is_shared(buffer: torch.Tensor) -> bool:
+    """Tell whether other tensors, or an array of numpy's, use the memory of this one."""
+    use_count = getattr(torch._C, "_storage_Use_Count", None)
+    with torch._C.DisableTorchFunctionSubclass():
+        return use_count is None or use_count(buffer.untyped_storage()._cdata) > _ALONE
+
+
+def _views_of(buffer: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors whose memory lies within that of a contiguous buffer.
+
+    One beside it, or one that it is a part of, may be used meanwhile: nobody knows what of that a call reads.
+    """
+    start, end = _span(buffer)
+    kinds = (torch.Tensor, LentTensor)
+    found = [(value, _span(value)) for value in gc.get_objects() if type(value) in kinds and value is not buffer]
+    return [value for value, (first, last) in found if start <= first < last <= end]
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses of a CPU tensor's first byte and of the one behind its last; twice 0: it has none."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.numel():
+            with suppress(RuntimeError):  # a tensor that `torch.func` has wrapped has no memory of its own
+                steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+                return tensor.data_ptr(), tensor.data_ptr() + (steps + 1) * tensor.element_size()
+    return 0, 0
 
 
 def _give_back(tensor: torch.Tensor) -> None:

@@ -21,6 +21,13 @@ class Remarks:
         self._rank = rank
         self._board = board
         self._made: set[tuple[str, tuple[Frame, ...]]] = set()
+        self._reached: set[Frame] = set()
+
+    def is_first(self, line: Frame) -> bool:
+        """Tell whether a line is asked for the first time."""
+        first = line not in self._reached
+        self._reached.add(line)
+        return first
 
     def add(self, kind: str, *lines: Frame) -> None:
         """Note something about some of the learner's lines.
