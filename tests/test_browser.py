@@ -105,7 +105,11 @@ def _open(browser: Any, lab: str, path: str) -> Any:
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     page.wait_for_function("window.jupyterapp !== undefined")
     page.evaluate("window.jupyterapp.restored")
-    page.wait_for_timeout(3000)
+    # Until then JupyterLab leaves out, without a word, the cells that it is told to run.
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=120_000,
+    )
     return page
 
 

@@ -115,6 +115,8 @@ class Remote:
     def _lose(self, error: Exception) -> None:
         """Let the rank have failed by what became of its engine."""
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+        if isinstance(error, IndexError):  # the client knows already that there is no such engine any more
+            name = "EngineError"
         now = time.perf_counter()
         failure: dict[str, Any] = {
             "time": now, "type": name, "exit": False, "message": f"its engine is lost: {text}", "frames": [],

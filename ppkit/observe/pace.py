@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 
@@ -19,9 +18,13 @@ class Pace:
 
     A hook before a gradient's accumulation, and so before every other hook on the gradient, waits until as much of
     the stated duration is over as its parameter has of the numbers: the arithmetic of a matrix grows with its size.
+
+    Args:
+        is_at: sleeps until a moment, and lets the rank's clock say so, as `Recorder.is_at`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_at: Callable[[float], float]) -> None:
+        self._is_at = is_at
         self.stages: dict[object, int] = {}  # numbers to train, by stage
         self.has_followers = False  # something may go on at the end of a backward: to wait for its gradients' messages
         self._hooked: set[torch.Tensor] = set()
@@ -62,7 +65,7 @@ class Pace:
                 self._done += numbers
                 # A little early, since a sleep ends late: the backward's own end makes up for it.
                 early = _EARLY if self._done < self._all else _LAST
-                time.sleep(max(0.0, self._start + self._done * self._rate - time.perf_counter() - early))
+                self._is_at(self._start + self._done * self._rate - early)
 
         return wait
 

@@ -89,7 +89,7 @@ class Recorder:
         self._begun: list[tuple[Row, Frame]] = []  # asynchronous calls, and their lines
         self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
         self.in_backward = False
-        self.pace = Pace()
+        self.pace = Pace(self.is_at)
         self.wire = Wire()
         self._rows: list[Row] = []
         self._stages: dict[int, int] = {}  # id of an outermost module -> its stage
