@@ -403,8 +403,9 @@ def test_a_server_that_was_killed_is_replaced(shared: Ranks) -> None:
     from ppkit.launch.starter import starter
 
     pids = shared.run(os.getpid).results
-    starter()._process.kill()  # type: ignore[attr-defined]
-    starter()._process.wait()  # type: ignore[attr-defined]
+    server = starter()._process  # type: ignore[attr-defined]
+    server.kill()
+    server.wait()
     assert shared.run(_total).results == (3.0, 3.0)
     assert ppkit.launch(_total).results == (3.0, 3.0)
     deadline = time.perf_counter() + 10
