@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -61,11 +62,12 @@ class Balance:
     @property
     def stage_bytes(self) -> tuple[int, ...]:
         """For each stage, the bytes that training holds."""
-        found, first = [], 0
-        for size, held in zip(self.sizes, self.n_in_flight or (1,) * self.n_stages, strict=True):
-            found.append(sum(layer.memory(held, self.copies) for layer in self.layers[first : first + size]))
-            first += size
-        return tuple(found)
+        held = self.n_in_flight or (1,) * self.n_stages
+        stages = pairwise((0, *self.boundaries, len(self.layers)))
+        return tuple(
+            sum(layer.memory(count, self.copies) for layer in self.layers[first:end])
+            for count, (first, end) in zip(held, stages, strict=True)
+        )
 
     def costs(self, latency: float = 0.0, bandwidth: float | None = None) -> Costs:
         """The stages' durations and message sizes, for `ppkit.simulate`.

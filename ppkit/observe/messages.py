@@ -254,17 +254,18 @@ def _observed_collective(
         exchange = recorder.agreement.joins(name, tensor, group, _root(arguments), reduction, start, line)
         shown = getattr(tensor, "label", name)  # such as "bucket 0 (1.2 MB)"
         recorder.wait_begins(name, None, None, tensor)
-        ride = recorder.wire.ride(arguments.get("group"), seconds) if seconds else None
+        last_joined = functools.partial(recorder.agreement.last_joined, exchange)
+        ride = recorder.wire.ride(group, seconds, last_joined) if seconds else None
         try:
             work = original(*args, **kwargs)
         finally:
             end = recorder.wait_ends()
         if work is not None:
             row = recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes, note=NEVER_WAITED))
-            return ObservedCollective(recorder, work, row, tensor, line, exchange, ride)
+            return ObservedCollective(recorder, work, row, tensor, line, ride)
         # Whoever comes last sets the start of the exchange on the emulated ring; the real one is over by now.
         if ride is not None:
-            ride.join(recorder.agreement.last_joined(exchange) or end)
+            ride.join(end)
             free_at, over = ride.times()
             start, end = max(start, free_at), recorder.is_at(over)
         recorder.communicate(Row("COLLECTIVE", start, end, shown, nbytes=nbytes))

@@ -76,18 +76,20 @@ class Ride:
     Args:
         wire: the ring.
         seconds: that it takes there.
+        last_joined: tells when the last rank came to it, if that is known.
     """
 
-    def __init__(self, wire: Wire, seconds: float) -> None:
+    def __init__(self, wire: Wire, seconds: float, last_joined: Callable[[], float | None]) -> None:
         self.seconds = seconds
         self.joined: float | None = None  # when the last rank had joined it
         self._wire = wire
+        self._last_joined = last_joined
         self._begin = self._end = 0.0
         self._known = threading.Event()
 
     def join(self, now: float) -> None:
-        """Note that all ranks have joined, so that it can begin."""
-        self.joined = now
+        """Note, as gloo has ended it, that all ranks have joined, so that it can begin: with the last, or now."""
+        self.joined = self._last_joined() or now
         self._wire.advance()
 
     def times(self) -> tuple[float, float]:
@@ -110,9 +112,9 @@ class Wire:
         self._free_at = 0.0
         self._waiting: dict[object, deque[Ride]] = defaultdict(deque)
 
-    def ride(self, group: object, seconds: float) -> Ride:
+    def ride(self, group: object, seconds: float, last_joined: Callable[[], float | None]) -> Ride:
         """Queue a collective of `group`, as it is called."""
-        ride = Ride(self, seconds)
+        ride = Ride(self, seconds, last_joined)
         with self._lock:
             self._waiting[group].append(ride)
         return ride

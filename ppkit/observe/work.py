@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ppkit.emulate import sleep_until
 from ppkit.launch.frames import Frame
 from ppkit.observe.buffers import Loan
-from ppkit.observe.fields import Exchange, Message, Row
+from ppkit.observe.fields import Message, Row
 from ppkit.observe.pace import Ride
 from ppkit.observe.recorder import Recorder
 
@@ -152,29 +152,20 @@ class ObservedCollective(ObservedWork):
         row: the collective's event.
         tensor: its tensor.
         line: of the learner's call, if it is his.
-        exchange: by which it is known on all ranks.
         ride: on the emulated ring, if there is one.
     """
 
     def __init__(
-        self,
-        recorder: Recorder,
-        work: Any,
-        row: Row,
-        tensor: Any,
-        line: Frame | None,
-        exchange: Exchange,
-        ride: Ride | None,
+        self, recorder: Recorder, work: Any, row: Row, tensor: Any, line: Frame | None, ride: Ride | None
     ) -> None:
         super().__init__(recorder, work, row, tensor, line)
-        self._exchange = exchange
         self._ride = ride
         work.get_future().add_done_callback(self._done)
 
     def _done(self, _future: Any) -> None:
         self._row.end = now = time.perf_counter()
         if self._ride is not None:
-            self._ride.join(self._recorder.agreement.last_joined(self._exchange) or now)
+            self._ride.join(now)
 
     def get_future(self) -> Any:
         """Return a future that is done when the emulated links are, for hooks that go on from there."""
