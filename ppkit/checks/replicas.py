@@ -12,8 +12,8 @@ from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D51
 from ppkit.checks.mistakes.general import EXCEPTION, EXCEPTION_HERE, UNPAIRED
 from ppkit.checks.mistakes.replicas import COLLECTIVE_ALONE, NOT_AWAITED, OTHER_COLLECTIVES, OTHER_ROOTS
+from ppkit.checks.steps import never_waited
 from ppkit.checks.trial import Trial, on_ranks
-from ppkit.observe.fields import NEVER_WAITED
 
 __all__ = ["on_replicas", "require_waits"]
 
@@ -42,9 +42,8 @@ def require_waits(trial: Trial) -> None:
     Raises:
         Wrong: the first of them, with its rank.
     """
-    for event in trial.timeline:
-        if event.kind == "COLLECTIVE" and event.note == NEVER_WAITED:
-            raise trial.wrong(f"nobody waits for its asynchronous {event.name}.", NOT_AWAITED, rank=event.rank)
+    for event in never_waited(trial.timeline, "COLLECTIVE"):
+        raise trial.wrong(f"nobody waits for its asynchronous {event.name}.", NOT_AWAITED, rank=event.rank)
 
 
 def _of_replicas(verdict: Wrong, raised: Mistake) -> Mistake | None:

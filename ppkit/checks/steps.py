@@ -90,9 +90,9 @@ def require_steps(trial: Trial, rank: int, data: Sequence[Cut]) -> None:
         raise trial.wrong(text, G21, rank=rank)
 
 
-def never_waited(events: Iterable[Event]) -> Iterator[Event]:
-    """The sends that nobody has waited for."""
-    return (event for event in events if event.kind == "SEND" and event.note == NEVER_WAITED)
+def never_waited(events: Iterable[Event], kind: str = "SEND") -> Iterator[Event]:
+    """The sends, or events of another kind, that nobody has waited for."""
+    return (event for event in events if event.kind == kind and event.note == NEVER_WAITED)
 
 
 def require_waits(trial: Trial) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ppkit.checks.steps import (
     judge_losses,
     judge_manner,
     judge_weights,
+    never_waited,
     recognise,
     require_waits,
     train_trial,
@@ -30,8 +31,6 @@ from ppkit.checks.steps import (
 )
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import difference
-from ppkit.event import Event
-from ppkit.observe.fields import NEVER_WAITED
 from ppkit.simulate import simulate
 from ppkit.timeline import Timeline
 
@@ -80,7 +79,7 @@ def _judge_exchanged(trial: Trial, rank: int, seen: Sequence[Any]) -> None:
         if text := difference(value, right):
             early = bool((value == -1).any())
             spoilt = bool((value == -2).any())
-            dropped = any(event.rank == rank for event in _never_received(trial.timeline))
+            dropped = any(event.rank == rank for event in never_waited(trial.timeline, "RECV"))
             mistake = F41_RECEIVE if dropped else N09 if early else F41 if spoilt else WRONG_VALUES
             raise trial.wrong(f"what it got in exchange {number} {text}.", mistake, rank=rank)
 
@@ -189,13 +188,9 @@ def _explain_deadlock(verdict: Wrong, timeline: Timeline, m: int) -> None:
         rank, text, verdict.mistake = found
         verdict.facts = (*verdict.facts, f"Until then, on rank {rank}, {text}.")
         return
-    if received := next(_never_received(timeline), None):
+    if received := next(never_waited(timeline, "RECV"), None):
         verdict.mistake = F41_RECEIVE
         verdict.facts = (*verdict.facts, f"Rank {received.rank}'s {received.label} was never waited for.")
-
-
-def _never_received(timeline: Timeline) -> Iterator[Event]:
-    return (event for event in timeline if event.kind == "RECV" and event.note == NEVER_WAITED)
 
 
 def show_step(one_f_one_b_step: Function) -> None:
