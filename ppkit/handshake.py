@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -47,6 +48,11 @@ class Spec(NamedTuple):
     def of(cls, tensor: Tensor) -> Spec:
         """The spec of `tensor`."""
         return cls(tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         text = f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"

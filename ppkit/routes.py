@@ -17,7 +17,10 @@ from ppkit.stage import Gradients, PipelineError, Tensors
 __all__ = ["TAGS", "Link", "Net", "RemoteRoute", "Route"]
 
 TAGS = 64  # for each line: one for the handshake, the others for the tensors of a tuple
-_AHEAD = 2  # receives of a line that are posted before they are needed, so that a message finds its buffer ready
+# Receives of a line that are posted before they are needed, since a message that finds its buffer ready comes sooner and
+# costs both ends less: always so many, and more while all their buffers take up to so many bytes.
+_AHEAD = 2
+_AHEAD_BYTES = 1 << 20
 
 
 class Sent(NamedTuple):
@@ -103,6 +106,7 @@ class _Line:
         self._order = link.order
         self._next = 0  # the position in the order of the next receive to post
         self._posted: deque[tuple[int, list[tuple[Any, Tensor]]]] = deque()
+        self._posted_bytes = 0
         self._arrived: dict[int, list[Tensor]] = {}
 
     def send(self, tensors: Sequence[Tensor]) -> list[Sent]:
@@ -116,33 +120,34 @@ class _Line:
     def begin(self, specs: dict[int, tuple[Spec, ...]]) -> None:
         """Post the first receives of a step whose specs are known."""
         self._next = 0
-        for _ in range(_AHEAD):
-            self._post(specs)
+        self._post_ahead(specs)
 
     def receive(self, microbatch: int, specs: dict[int, tuple[Spec, ...]]) -> list[Tensor]:
         while microbatch not in self._arrived:
-            if not self._posted:
-                self._post(specs)
+            self._post_ahead(specs)
             arriving, posted = self._posted.popleft()
             self._arrived[arriving] = [_arrival(work, buffer, self._net.device) for work, buffer in posted]
-            self._post(specs)
+            self._posted_bytes -= sum(buffer.nbytes for _, buffer in posted)
+            self._post_ahead(specs)
         return self._arrived.pop(microbatch)
 
     def next_new(self, specs: dict[int, tuple[Spec, ...]]) -> int:
         """The first micro-batch, in the order they are sent, whose specs have not come yet."""
         return next(microbatch for microbatch in self._order if microbatch not in specs)
 
-    def _post(self, specs: dict[int, tuple[Spec, ...]]) -> None:
-        """Post the receives of the next micro-batch, if there is one and its specs are known yet."""
-        if self._next == len(self._order) or (microbatch := self._order[self._next]) not in specs:
-            return
-        posted = []
-        for number, spec in enumerate(specs[microbatch], start=1):
-            buffer = torch.empty(spec.shape, dtype=spec.dtype, device=self._net.wire)
-            work = dist.irecv(buffer, group=self._group, group_src=self._peer, tag=self.tag + number)
-            posted.append((work, buffer))
-        self._posted.append((microbatch, posted))
-        self._next += 1
+    def _post_ahead(self, specs: dict[int, tuple[Spec, ...]]) -> None:
+        """Post the receives of the next micro-batches, as far as their specs are known."""
+        while self._next < len(self._order) and (microbatch := self._order[self._next]) in specs:
+            nbytes = sum(spec.nbytes for spec in specs[microbatch])
+            if len(self._posted) >= _AHEAD and self._posted_bytes + nbytes > _AHEAD_BYTES:
+                return
+            self._posted.append((microbatch, [self._post(*each) for each in enumerate(specs[microbatch], start=1)]))
+            self._posted_bytes += nbytes
+            self._next += 1
+
+    def _post(self, number: int, spec: Spec) -> tuple[Any, Tensor]:
+        buffer = torch.empty(spec.shape, dtype=spec.dtype, device=self._net.wire)
+        return dist.irecv(buffer, group=self._group, group_src=self._peer, tag=self.tag + number), buffer
 
     def send_specs(self, specs: Sequence[Spec]) -> Sent:
         if len(specs) >= TAGS:
