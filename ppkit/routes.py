@@ -17,8 +17,8 @@ from ppkit.stage import Gradients, PipelineError, Tensors
 __all__ = ["TAGS", "Link", "Net", "RemoteRoute", "Route"]
 
 TAGS = 64  # for each line: one for the handshake, the others for the tensors of a tuple
-# Receives of a line that are posted before they are needed, since a message that finds its buffer ready comes sooner and
-# costs both ends less: always so many, and more while all their buffers take up to so many bytes.
+# Receives of a line that are posted before they are needed, since a message that finds its buffer ready comes sooner
+# and costs both ends less: always so many, and more while all their buffers take up to so many bytes.
 _AHEAD = 2
 _AHEAD_BYTES = 1 << 20
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -39,13 +40,10 @@ def lab(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings.mkdir(parents=True)
     # Draw all cells, not only those in sight, so that all of them can be looked at.
     (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = [
         "--no-browser",
         "--allow-root",
-        f"--ServerApp.port={port}",
+        "--ServerApp.port=0",  # any that is free
         "--ServerApp.token=test",
         f"--ServerApp.root_dir={folder / 'course'}",
         f"--LabApp.user_settings_dir={folder / 'settings'}",
@@ -62,8 +60,7 @@ def lab(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         start_new_session=True,
     )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/api/status?token=test", server, folder / "log")
-        yield f"http://127.0.0.1:{port}"
+        yield _address(server, folder / "log")
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -79,14 +76,14 @@ def _without_outputs(notebook: Path) -> str:
     return json.dumps(document)
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def _address(server: subprocess.Popen[bytes], log: Path) -> str:
+    """Where it serves, as it says itself, once it answers."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
+        if said := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{said[0]}/api/status?token=test", timeout=5):
+                return said[0]
+        time.sleep(0.3)
     pytest.fail(f"make lab did not serve:\n{log.read_text()}")
 
 

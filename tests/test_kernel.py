@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import busy, descendants
 
-manager = pytest.importorskip("jupyter_client.manager")
+kernels = pytest.importorskip("ppkit.course.kernels")
 
 pytestmark = [
     pytest.mark.ranks,
@@ -34,7 +34,7 @@ class Kernel:
     """A kernel of this interpreter, and what its cells say."""
 
     def __init__(self) -> None:
-        self.manager = manager.KernelManager()
+        self.manager = kernels.SocketKernelManager()
         self.manager.kernel_spec.argv[0] = sys.executable
         self.manager.start_kernel()
         self.connect()

@@ -16,6 +16,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from traitlets import default
 
+from ppkit.course.kernels import SocketKernelManager
+
 __all__ = ["execute", "main"]
 
 CELL_TIMEOUT = 120  # seconds; as the tests give each cell
@@ -28,7 +30,7 @@ class _ThisPython(KernelSpecManager):
         return KernelSpec(**ipykernel.kernelspec.get_kernel_dict())
 
 
-class _Kernel(AsyncKernelManager):
+class _Kernel(SocketKernelManager, AsyncKernelManager):
     @default("kernel_spec_manager")
     def _this_python(self) -> KernelSpecManager:
         return _ThisPython(parent=self)
