@@ -253,12 +253,11 @@ class _Ways:
             return None
         if ranks[0] == ranks[1]:
             return Route(source, target)
-        at_source = self._rank == ranks[0]
-        peer = ranks[1] if at_source else ranks[0]
+        peer = ranks[1] if self._rank == ranks[0] else ranks[0]
         groups = _own_groups(self._net, ranks)
         onward = Link(peer, numbers[0], self._order(source, sends), groups[0])
         back = Link(peer, numbers[1], self._order(target, sends_back), groups[1])
-        return RemoteRoute(source, target, self._net, onward, back, at_source=at_source)
+        return RemoteRoute(source, target, self._net, onward, back)
 
     def _order(self, stage: int, ops: tuple[Op, ...]) -> list[int]:
         """The micro-batches of a stage, in the order in which its rank does one of `ops` for them."""

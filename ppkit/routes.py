@@ -17,8 +17,8 @@ from ppkit.stage import Gradients, PipelineError, Tensors
 __all__ = ["TAGS", "Link", "Net", "RemoteRoute", "Route"]
 
 TAGS = 64  # for each line: one for the handshake, the others for the tensors of a tuple
-# Receives of a line that are posted before they are needed, since a message that finds its buffer ready comes sooner
-# and costs both ends less: always so many, and more while all their buffers take up to so many bytes.
+# Receives of a line that are posted when a rank waits for the first of them, as a message that finds its buffer ready
+# comes sooner and costs both ends less: always so many, and more while all their buffers take up to so many bytes.
 _AHEAD = 2
 _AHEAD_BYTES = 1 << 20
 
@@ -117,10 +117,9 @@ class _Line:
             sent.append(Sent(work, buffer))
         return sent
 
-    def begin(self, specs: dict[int, tuple[Spec, ...]]) -> None:
-        """Post the first receives of a step whose specs are known."""
+    def begin(self) -> None:
+        """Prepare for a step."""
         self._next = 0
-        self._post_ahead(specs)
 
     def receive(self, microbatch: int, specs: dict[int, tuple[Spec, ...]]) -> list[Tensor]:
         while microbatch not in self._arrived:
@@ -128,7 +127,6 @@ class _Line:
             arriving, posted = self._posted.popleft()
             self._arrived[arriving] = [_arrival(work, buffer, self._net.device) for work, buffer in posted]
             self._posted_bytes -= sum(buffer.nbytes for _, buffer in posted)
-            self._post_ahead(specs)
         return self._arrived.pop(microbatch)
 
     def next_new(self, specs: dict[int, tuple[Spec, ...]]) -> int:
@@ -180,25 +178,22 @@ class RemoteRoute(Route):
 
     remote = True
 
-    def __init__(self, source: int, target: int, net: Net, onward: Link, back: Link, *, at_source: bool) -> None:
+    def __init__(self, source: int, target: int, net: Net, onward: Link, back: Link) -> None:
         super().__init__(source, target)
         self._onward = _Line(net, onward)
         self._back = _Line(net, back)
-        self._at_source = at_source
         self._specs: dict[int, tuple[Spec, ...]] = {}  # of the values, by micro-batch
         self._back_specs: dict[int, tuple[Spec, ...]] = {}
         self._changed = True
 
     def begin(self, changed: bool) -> None:
-        """Forget what was agreed, if it has changed; else post the first receives."""
+        """Prepare for a step; forget what was agreed, if it has changed."""
         self._changed = changed
         if changed:
             self._specs.clear()
             self._back_specs.clear()
-        if self._at_source:
-            self._back.begin(self._back_specs)
-        else:
-            self._onward.begin(self._specs)
+        self._onward.begin()
+        self._back.begin()
 
     def send(self, microbatch: int, tensors: Tensors) -> list[Sent]:
         """As `Route.send`; raises PipelineError for other shapes than were agreed on."""
