@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pipelines import KINDS, Case, difference, in_ranks, merged, one_process
 from torch import nn
 
+from ppkit import routes
 from ppkit.builders import gpipe, interleaved_1f1b, naive, one_f_one_b, zero_bubble_h1, zero_bubble_v
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, PpkitError, RankError
@@ -38,7 +39,8 @@ def _schedules(p: int, m: int) -> Iterator[Schedule]:
     yield zero_bubble_v(p, m)
 
 
-def _check(cases: list[Case], n_ranks: int, n_steps: int = 1) -> None:
+def _check(cases: list[Case], n_ranks: int, n_steps: int = 2) -> None:
+    """Compare the last of some steps, which relies on the shapes of the one before, with one process."""
     results = launch(in_ranks, cases, n_steps, n_ranks=n_ranks, observe=False, show=False, threads=1).results
     expected = {key: one_process(*key) for key in {(case.kind, case.n_samples) for case in cases}}
     wrong = {}
@@ -120,6 +122,29 @@ def test_shapes_may_change_from_step_to_step() -> None:
     cases += [Case("used twice", zero_bubble_v(2, 3), 7)]
     for n_steps in (2, 3, 5):  # batches of 7 and 8 in turn, the last one of 7
         _check(cases, 2, n_steps)
+
+
+def _posted_ahead(case: Case, limit: int) -> tuple[int, Any]:
+    """How many receives of a line are posted at most, and what the case gives."""
+    routes._AHEAD_BYTES = limit
+    post_ahead, most = routes._Line._post_ahead, 0
+
+    def counted(line: Any, specs: Any) -> None:
+        nonlocal most
+        post_ahead(line, specs)
+        most = max(most, len(line._posted))
+
+    routes._Line._post_ahead = counted  # type: ignore[method-assign]
+    found = in_ranks([case], 2)
+    return most, found
+
+
+@pytest.mark.parametrize(("n_samples", "limit", "expected"), [(8, 1 << 20, 8), (8, 150, 3), (8, 0, 2), (9, 0, 2)])
+def test_receives_are_posted_ahead_while_their_buffers_are_small(n_samples: int, limit: int, expected: int) -> None:
+    case = Case("mlp", one_f_one_b(2, 8), n_samples)
+    results = launch(_posted_ahead, case, limit, n_ranks=2, observe=False, show=False).results
+    assert [most for most, _ in results] == [expected] * 2
+    assert difference(one_process("mlp", n_samples), merged(tuple(found for _, found in results), 0)) < 1e-10
 
 
 @pytest.mark.parametrize("checkpoint", [True, (1,)], ids=str)
