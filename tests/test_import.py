@@ -111,6 +111,7 @@ def test_public_function_can_be_replaced() -> None:
 
 
 def test_extension_loads_and_registers_ranks() -> None:
+    pytest.importorskip("IPython")
     code = """
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell()
