@@ -15,22 +15,28 @@ BANKS = Path(__file__).parent / "submissions"
 
 
 class Submission(NamedTuple):
-    """An answer (a tuple where a task asks for several functions), with what the check must say of a wrong one."""
+    """An answer (a tuple where a task asks for several functions), with what the check must say of a wrong one.
+
+    `points` are those that a wrong one has all the same.
+    """
 
     lab: str
     check: str
     function: Any
     code: str | None = None
     words: tuple[str, ...] = ()
+    points: float = 0.0
 
 
 def bank(lab: str, kind: str) -> dict[str, Submission]:
     """Run a lab's file of submissions, "right" or "wrong"; its functions belong to `__main__`, as a notebook's do."""
     found: dict[str, Submission] = {}
 
-    def mark(check: str, code: str | None = None, *words: str, name: str = "") -> Callable[[Any], Any]:
+    def mark(
+        check: str, code: str | None = None, *words: str, name: str = "", points: float = 0.0
+    ) -> Callable[[Any], Any]:
         def keep(function: Any) -> Any:
-            found[name or function.__name__] = Submission(lab, check, function, code, words)
+            found[name or function.__name__] = Submission(lab, check, function, code, words, points)
             return function
 
         return keep

@@ -132,7 +132,7 @@ def test_blank_is_unfinished(answer: Any) -> None:
     assert not check(answer).done
 
 
-@pytest.mark.parametrize(("answer", "words"), [(3, "a int"), (lambda a: a, "takes `(a)`"), (print, "judge")])
+@pytest.mark.parametrize(("answer", "words"), [(3, "of type int"), (lambda a: a, "takes `(a)`"), (print, "judge")])
 def test_what_cannot_be_called_so_is_wrong(answer: Any, words: str) -> None:
     assert words in str(check(answer))
 

@@ -104,7 +104,7 @@ def test_stages_without_recomputation_are_the_whole_model() -> None:
     inputs = batch.batch[0].requires_grad_()
     cross_entropy(whole(inputs), batch.batch[1]).backward()
     assert inputs.grad is not None
-    assert torch.allclose(torch.cat([found[0]["B", i]["stage input"] for i in range(2)]), inputs.grad, atol=1e-12)
+    assert torch.allclose(torch.cat([found[0]["B", i]["the stage's input"] for i in range(2)]), inputs.grad, atol=1e-12)
     for stage, results in zip(whole, found, strict=True):
         right = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
         assert largest_difference({name: results["B", 1][name] for name in right}, right) < 1e-12

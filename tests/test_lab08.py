@@ -139,6 +139,33 @@ def test_prediction_is_the_other_half(seconds: float | None, points: float, word
     assert report == points
     assert words in str(report)
     assert report.mistake == ("P139" if seconds and points == 6.0 else None)
+    told = "A step takes" in str(report), report.timeline is not None
+    assert told == ((points == 12.0,) * 2)  # the number to predict is not given away
+
+
+def test_a_prediction_waits_for_the_plan() -> None:
+    report = lab08.check_home(GOOD | {"schedule": "1F1B"}, 2.3)
+    assert (report, report.mistake) == (3.0, "P135")
+    assert "`home_seconds` is judged once" in str(report)
+    assert "it waits for its neighbours" in str(report)
+    alone = lab08.check_home({"replicas": 1, "stages": 1, "microbatches": 16}, None)
+    assert "1 of 2 devices work; the busiest computes for" in str(alone)
+    assert "waits for" not in str(alone)
+
+
+@pytest.mark.ranks
+def test_each_of_the_two_times_has_its_half() -> None:
+    for functions in ((pipeline_seconds, None), (None, all_reduce_seconds)):
+        report = lab08.check_times(*functions)
+        assert (report, report.done) == (8.0, False)
+        assert "agrees with simulated steps" in str(report)
+    report = lab08.check_times(pipeline_seconds, lambda *_: 1.0)
+    assert (report, report.done, report.mistake) == (8.0, True, "P109")
+
+
+def test_hints_say_which_claim_they_are_about() -> None:
+    assert "The hints are about `claim_2`" in str(lab08.check_claims("c", "a", "a", "a", "d"))
+    assert "hints" not in "".join(lab08.check_claims("c", "a", "d", "a", "d").facts)
 
 
 def test_what_is_left_blank_is_not_done_yet() -> None:

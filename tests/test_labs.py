@@ -29,7 +29,7 @@ def test_wrong_answer_gets_its_own_hint(submission: Submission, monkeypatch: pyt
     monkeypatch.setattr(trial, "TIME_LIMIT", 3.0)
     report, seconds = graded(submission)
     text = str(report)
-    assert report == 0.0, text
+    assert report == submission.points, text
     assert report.done, text
     assert report.mistake == submission.code, text
     assert [word for word in submission.words if word not in text] == [], text

@@ -100,9 +100,14 @@ def judge_estimates(estimates: Sequence[Estimate | Choice], points: float) -> Pa
     if waiting := [f"`{one.name}`" for one in estimates if one.name in unwritten]:
         facts.append(f"In the form you answered {', '.join(waiting)}: run its cell once more, then this one.")
     earned = points * sum(verdict is Passed for _, verdict, _ in judged) / len(judged)
-    for _, verdict, mistake in judged:
-        if verdict is Wrong:
-            raise Wrong(*facts, mistake=mistake, points=earned)
+    wrong = [
+        (one.name, mistake) for one, (_, verdict, mistake) in zip(estimates, judged, strict=True) if verdict is Wrong
+    ]
+    if wrong:
+        name, mistake = wrong[0]
+        if len(wrong) > 1:
+            facts.append(f"The hints are about `{name}`, until it is right.")
+        raise Wrong(*facts, mistake=mistake, points=earned)
     if any(verdict is Unfinished for _, verdict, _ in judged):
         raise Unfinished(*facts, points=earned)
     return Passed(*facts)

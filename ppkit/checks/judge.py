@@ -126,7 +126,7 @@ def require_function(value: Any, name: str, parameters: Sequence[str]) -> None:
     if is_blank(value):
         raise Unfinished(f"`{name}` is {value!r}.")
     if not callable(value):
-        raise Wrong(f"`{name}` is a {type(value).__name__}, not a function.", mistake=NOT_A_FUNCTION)
+        raise Wrong(f"`{name}` is of type {type(value).__name__}, not a function.", mistake=NOT_A_FUNCTION)
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # some built-in functions have none

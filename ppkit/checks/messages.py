@@ -53,10 +53,12 @@ class Expected:
         messages: each of them once; others may be sent beside them, as long as they are received.
         parameter_bytes: for each rank the sizes in bytes of its parameters, by which a gradient sent by mistake
             is recognised.
+        elsewhere: the mistake of a message between two ranks that have nothing to send to each other.
     """
 
     messages: tuple[Message, ...]
     parameter_bytes: tuple[frozenset[int], ...] = ()
+    elsewhere: Mistake = N05
 
     @property
     def links(self) -> Counter[Link]:
@@ -81,7 +83,7 @@ class Expected:
     def wrong_way(self, links: Iterable[Link]) -> Mistake:
         """The mistake by which messages travel on links of which one at least is none of the task's."""
         back = all(link not in self.links and link[::-1] in self.links for link in links)
-        return N05_DIRECTION if back else N05
+        return N05_DIRECTION if back else self.elsewhere
 
 
 def forward_messages(stages: Sequence[nn.Module], passes: Sequence[Pass]) -> Expected:

@@ -122,7 +122,8 @@ def shown(value: Any) -> str | None:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}: {', '.join(type(item).__name__ for item in value[:4])}"
     shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
-    return f"a {type(value).__name__}{shape}"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}{shape}"
 
 
 def leaves(output: Tensor, stage: nn.Module) -> list[Tensor]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ppkit.checks.drivers.lab01 import gradients, shown
 from ppkit.checks.drivers.lab02 import inputs_of, run_steps
@@ -192,7 +193,7 @@ class _Recomputed:
         if not isinstance(found, Tensor):
             self.seen["odd"] = "recomputing_backward", shown(found)
             return None
-        message = grads["stage input"] = found.detach().contiguous().clone()
+        message = grads["the stage's input"] = found.detach().contiguous().clone()
         return message
 
 
@@ -219,11 +220,42 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
     def nbytes(self, others: Any) -> int:
         """Bytes that are held: what lies in the same place counts once."""
         tensors = [box.tensor for box in self._boxes]
-        tensors += [leaf for leaf in tree_leaves(others) if isinstance(leaf, Tensor)]
+        tensors += _tensors_in(others)
         storages = [tensor.untyped_storage() for tensor in tensors if tensor.is_floating_point()]
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
         held: int = sum(nbytes for place, nbytes in sizes.items() if place not in self._own)
         return held
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    """All tensors that a value refers to: in containers, in attributes, and in what a function has closed over."""
+    found: list[Tensor] = []
+    seen: dict[int, Any] = {}  # by place in memory; the values live as long as the search
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, (nn.Module, type, ModuleType)):
+            continue
+        seen[id(one)] = one
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, FunctionType):
+            waiting += [cell.cell_contents for cell in one.__closure__ or () if cell != CellType()]
+            waiting += [one.__defaults__, one.__kwdefaults__]
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, (list, tuple, set, frozenset, deque)):
+            waiting += one
+        else:
+            slots = [getattr(one, name, None) for kind in type(one).__mro__ for name in _slots(kind)]
+            waiting += [*getattr(one, "__dict__", {}).values(), *slots, getattr(one, "__self__", None)]
+            waiting += [getattr(one, "func", None), getattr(one, "args", None)]  # of functools.partial
+    return found
+
+
+def _slots(kind: type) -> Sequence[str]:
+    names = vars(kind).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _received_like(tensor: Tensor, source: int) -> Tensor:

@@ -28,6 +28,9 @@ CASES: tuple[tuple[Costs, int], ...] = (
     ([1, 1, 8, 1, 7, 7, 1], 3),
     ([0.00021, 0.00094, 0.00095, 0.00092, 0.00093, 0.00018], 4),
     ([2.5, 0.0, 1.5, 0.0, 4.0, 3.5, 1.0], 4),
+    ([8, 9, 7, 1, 8, 4], 3),
+    ([1, 7, 9, 2, 3, 5, 2, 6], 3),
+    ([8, 1, 7, 7, 1, 8, 5, 4, 2, 6], 4),
     ([7, 7, 7], 3),
     ([4, 2, 6], 1),
     ([8], 1),
@@ -59,7 +62,7 @@ def check_cut_layers(cut_layers: Any) -> Passed:
     _require_cut(*LARGE, sizes)
     _require_best(*LARGE, sizes)
     return Passed(
-        f"{len(CASES)} small models and one of {len(LARGE[0])} layers: no cut has a less expensive slowest stage.",
+        f"{len(CASES)} small models and one of {len(LARGE[0])} layers: no cut has a slowest stage that costs less.",
         "More stages than layers are refused, with both numbers.",
     )
 
@@ -96,7 +99,11 @@ def _rule(costs: Costs, sizes: list[int], cuts: Sequence[list[int]]) -> Mistake:
         return H69
     if all(cut[1:] == [1] * (len(cut) - 1) or cut[:-1] == [1] * (len(cut) - 1) for cut in cuts):
         return NOT_THE_BEST  # as if all cuts were equally good: a greedy one is not that uneven everywhere
-    return S94 if sizes in _greedy(costs, len(sizes)) else NOT_THE_BEST
+    if not cuts:
+        return S94 if sizes in _greedy(costs, len(sizes)) else NOT_THE_BEST
+    rules = zip(*(_greedy(*case) for case in CASES), strict=True)  # of one cut alone, it can be chance
+    alike = [sum(a == b for a, b in zip(rule, cuts, strict=True)) for rule in rules if sizes in rule]
+    return S94 if max(alike, default=0) >= 0.75 * len(CASES) else NOT_THE_BEST
 
 
 def _require_refused(n_layers: int, n_stages: int, kind: str, text: Any) -> None:
@@ -104,7 +111,7 @@ def _require_refused(n_layers: int, n_stages: int, kind: str, text: Any) -> None
     if not kind:
         raise Wrong(f"{what} no error.", mistake=S97)
     if kind != "ValueError":
-        raise Wrong(f"{what} a {kind}; the task asks for a ValueError.", mistake=S97)
+        raise Wrong(f"{what} {kind}; the task asks for a ValueError.", mistake=S97)
     if not (str(n_layers) in text and str(n_stages) in text):
         raise Wrong(f"{what} an error that says {text!r}; it must name both numbers.", mistake=S97)
 

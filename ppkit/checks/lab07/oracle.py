@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ppkit.checks.drivers.lab07 import Join
 from ppkit.checks.messages import Expected, Message
+from ppkit.checks.mistakes.balance_skips import ELSEWHERE
 from ppkit.checks.oracle import Training, build_stages, update
 from ppkit.checks.oracle_gpipe import Cut
 
@@ -45,7 +46,7 @@ def messages(stages: Sequence[nn.Module], data: Sequence[Cut]) -> Expected:
         for source, target, width in links:
             found += [Message(source, target, rows * width * 8), Message(target, source, rows * width * 8)]
     sizes = tuple(frozenset(one.numel() * 8 for one in stage.parameters()) for stage in stages)
-    return Expected(tuple(found), sizes)
+    return Expected(tuple(found), sizes, ELSEWHERE)
 
 
 def train(stages: Sequence[nn.Module], batches: Sequence[Cut], mistake: str = "") -> Training:
@@ -172,5 +173,5 @@ def without_recomputation(stages: Sequence[nn.Module], batch: Cut, seed: int) ->
             grad = leaf.grad
             assert grad is not None  # the stage has used it
             own = {name: p.grad.clone() for name, p in stages[number].named_parameters() if p.grad is not None}
-            found[number]["B", i] = {**own, "stage input": grad}
+            found[number]["B", i] = {**own, "the stage's input": grad}
     return found

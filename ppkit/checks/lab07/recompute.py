@@ -22,6 +22,7 @@ from ppkit.checks.mistakes.balance_skips import (
     S106,
     S107,
     S108,
+    TOO_MUCH,
 )
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.oracle_gpipe import Cut, cut
@@ -108,7 +109,7 @@ def _compare(trial: Trial, rank: int, action: tuple[str, int], right: Results, p
 def _alone(got: Results, right: Results, i: int) -> bool:
     """Whether the parameters' gradients are this micro-batch's without those before it."""
     before, now = right["B", i - 1], right["B", i]
-    return all_equal(got["B", i], {name: now[name] - before[name] for name in now if name != "stage input"})
+    return all_equal(got["B", i], {name: now[name] - before[name] for name in now if name != "the stage's input"})
 
 
 def _require_little(trial: Trial, rank: int, batch: Cut, whole: int) -> float:
@@ -117,7 +118,8 @@ def _require_little(trial: Trial, rank: int, batch: Cut, whole: int) -> float:
     held: float = max(nbytes / n for n, nbytes in trial.results[rank]["held"])
     if held > most:
         text = f"between forward and backward each micro-batch holds {held:.0f} bytes; its input takes {most // 2}, "
-        raise trial.wrong(f"{text}and all that a plain forward keeps {whole}.", S107, rank=rank)
+        mistake = S107 if held >= whole - most else TOO_MUCH
+        raise trial.wrong(f"{text}and all that a plain forward keeps {whole}.", mistake, rank=rank)
     return held
 
 

@@ -27,11 +27,20 @@ from ppkit.checks.mistakes.balance_skips import (
     S104,
     S105,
     SWAPPED,
+    TOO_MANY,
 )
-from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, UNPAIRED, WRONG_VALUES
+from ppkit.checks.mistakes.general import (
+    ENDLESS,
+    FORGOTTEN_RECEIVE,
+    MISSING_MESSAGE,
+    RETURNED,
+    UNPAIRED,
+    WRONG_VALUES,
+)
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G22, G22_BETWEEN, G23, G24, G25, G26, G32, ONE_BY_ONE
 from ppkit.checks.mistakes.naive import N14, N16
-from ppkit.checks.mistakes.one_f_one_b import F41
+from ppkit.checks.mistakes.one_f_one_b import F41, F41_RECEIVE
+from ppkit.checks.mistakes.one_f_one_b import F41_LOST as LOST
 from ppkit.checks.oracle import Training, parameters
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
@@ -78,7 +87,7 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
     trial = _run(ranks.first_rank, first_rank_step, stages, data)
     weights = trial.results[0]["weights"][0]
     if all_equal(weights, train(stages, data[:1], "chain").weights[0][0]):
-        raise trial.unfinished("the bug is still in it: of the gradient, only one part counts.", H68)
+        raise trial.unfinished("the bug is still in it: its weights are not those of one process.", H68, rank=0)
     right = train(stages, data)
     _recognise(trial, 0, stages, data, right)
     _judge_rank(trial, 0, stages, data, right)
@@ -124,7 +133,7 @@ def _run(driver: Function, step: Function, stages: Sequence[nn.Module], data: li
     rows = ", ".join(str(len(part)) for part in data[0].targets)
     expected = messages(stages, data)
     try:
-        return on_ranks(
+        trial = on_ranks(
             *(driver, step, stages, data),
             n_ranks=len(stages),
             where=f"{len(stages)} ranks, micro-batches of {rows} rows",
@@ -133,15 +142,35 @@ def _run(driver: Function, step: Function, stages: Sequence[nn.Module], data: li
     except Wrong as verdict:
         _explain(verdict, expected)
         raise
+    for event in never_waited(trial.timeline, "RECV"):
+        raise trial.wrong(f"its {event.label} was never waited for.", F41_RECEIVE, rank=event.rank)
+    return trial
+
+
+# As what a receive that nobody has waited for appears to its peers
+_STUCK = {mistake.see for mistake in (ENDLESS, UNPAIRED, FORGOTTEN_RECEIVE, MISSING_MESSAGE, N16, LOST)}
 
 
 def _explain(verdict: Wrong, expected: Expected) -> None:
-    """Find the mistake behind a second backward; behind a run that got stuck: a lost send, one too many, a circle."""
+    """Find the mistake behind a second backward; or behind a run that got stuck.
+
+    That is a receive that nobody waited for, a lost send, one too many, or a circle.
+    """
     if verdict.mistake is G24 and "rank 0 raised" in verdict.facts[0]:
         verdict.mistake = S103_AGAIN
-    if verdict.mistake is not UNPAIRED or verdict.timeline is None:
+    if verdict.timeline is None:
         return
     waits = {event.rank: event.peer for event in verdict.timeline if event.note == NEVER_FINISHED}
+    if verdict.mistake is not None and verdict.mistake.see in _STUCK:
+        steps = {event.rank: event.start for event in verdict.timeline if event.kind == "OPTIM"}  # the last of each
+        for event in never_waited(verdict.timeline, "RECV"):
+            if event.rank not in waits or event.start < steps.get(event.rank, 0.0):  # nobody will wait any more
+                text = f"Rank {event.rank}'s {event.label} was never waited for."
+                facts = [fact for fact in verdict.facts if "never arrived" not in fact]  # a send that it left alone
+                verdict.mistake, verdict.facts = F41_RECEIVE, (*facts, text)
+                return
+    if verdict.mistake is not UNPAIRED:
+        return
     sent = Counter((event.rank, event.peer or 0) for event in verdict.timeline if event.kind == "SEND")
     lost = [one for one in never_waited(verdict.timeline) if one.message is None and one.rank not in waits]
     more = [link for link, n in sent.items() if n > expected.links[link]]
@@ -224,6 +253,11 @@ def _require_direct(trial: Trial) -> None:
             text += f" The ranks between handed on {found} bytes in this direction, where {usual} are enough."
             raise trial.wrong(text, S104)
         raise trial.wrong(text, H68 if source else MISSING_MESSAGE)
+    for source, target in ((0, last), (last, 0)):
+        n, usual = sum(one[:2] == (source, target) for one in sent), trial.expected.links[source, target]
+        if n > usual:
+            text = f"{n} messages went from rank {source} to rank {target}, where {usual} are enough."
+            raise trial.wrong(text, TOO_MANY)
 
 
 def _onward(messages: Sequence[Message], forward: bool, last: int) -> int:

@@ -75,7 +75,7 @@ def check_find_skips(find_skips: Any) -> Passed:
         if not kind:
             raise Wrong(f"{_text(stages)}\nIt has {what}: {name!r}. No error was raised.", mistake=mistake)
         if kind != "ValueError" or name not in said:
-            text = f"It has {what}: {name!r}. The error is a {kind} and says {said!r}."
+            text = f"It has {what}: {name!r}. The error is of type {kind} and says {said!r}."
             raise Wrong(f"{_text(stages)}\n{text}", mistake=NOT_NAMED)
     return Passed(
         f"{len(RIGHT)} right arrangements: each skip from its stage to its stage.",

@@ -139,7 +139,7 @@ def _layer(answer: str) -> str:
 def _bubble(_: str) -> str:
     first, other = (simulate(build(4, 8)).idle[0] for build in (gpipe, one_f_one_b))
     idle = f"each rank is idle for {first:g} units of time in GPipe, and for {other:g} in 1F1B"
-    return f"Simulated with 4 stages and 8 micro-batches, {idle}."
+    return f"Simulated with 4 stages, 8 micro-batches and free messages, {idle}."
 
 
 def _more(answer: str) -> str:

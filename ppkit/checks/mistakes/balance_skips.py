@@ -104,7 +104,7 @@ S94 = Mistake(
 
 NOT_THE_BEST = Mistake(
     "",
-    "The cut is one, but another has a less expensive most expensive stage.",
+    "It is a cut, but there is another whose most expensive stage costs less.",
     "The slowest stage sets the pace, so the most expensive stage alone decides which of two cuts is better; "
     "that the others are alike is worth nothing by itself.",
     "The layers and costs in the report. Find the better cut on paper, and then the step of your code at which it "
@@ -189,8 +189,8 @@ S103 = Mistake(
     "S103",
     "The numbers are right, but each micro-batch goes backward through the stage twice, once for each part of its "
     "gradient.",
-    "A backward is linear: half of the work is enough, if the parts come together before it. Twice is twice as long, "
-    "and the graph has to be kept for it.",
+    "A backward is linear: if the parts are added up before it, one backward gives the same. Two take twice as long, "
+    "and the graph has to be kept for the second.",
     "Your loop over the two sources: what belongs inside it, and what behind it?",
 )
 
@@ -234,6 +234,23 @@ S104 = Mistake(
     "The destinations of your sends on the first rank and on the last. The report says which messages were not sent.",
 )
 
+ELSEWHERE = Mistake(
+    "",
+    "A message goes from or to a rank that has no part in it.",
+    "Here messages go between neighbours, and between the first rank and the last. With three ranks one and the same "
+    "number can be all of that: the middle, the last but one, the one after the first. With four it cannot.",
+    "Every rank that your code names by a fixed number, or counts from the end: which rank is it on four ranks, and "
+    "which is meant?",
+)
+
+TOO_MANY = Mistake(
+    "",
+    "The numbers are right, but more messages go over the skip than one each way for each micro-batch.",
+    "What belongs together travels together: every message has a latency of its own, and somebody who waits for it.",
+    "Your calls between the first rank and the last, counted for one micro-batch. What does each of them bring that "
+    "the others do not?",
+)
+
 S105 = Mistake(
     "S105",
     "A deadlock of more than two ranks: each waits for the next one, and the last for the first.",
@@ -258,6 +275,14 @@ S107 = Mistake(
     "Whatever refers to a graph keeps all of its saved tensors alive. A forward leaves nothing behind only if autograd "
     "has not recorded it, or if nobody holds its result.",
     "What you keep of the first forward: does anything in it have a history?",
+)
+
+TOO_MUCH = Mistake(
+    "",
+    "Less is held than without recomputation, but more than a micro-batch's input and its output.",
+    "What the first forward has computed on its way is computed again by the second one. Whatever of it stays until "
+    "then takes memory for nothing.",
+    "Each tensor that you keep, with the question: does the second forward need it, or is it made there anew?",
 )
 
 S108 = Mistake(
@@ -298,5 +323,6 @@ OTHER_NUMBERS = Mistake(
     "The first forward already drops other numbers than a plain forward would.",
     "The random numbers belong to the caller, who has seeded them. A forward that seeds them anew, or draws some for "
     "itself, gives another training than one process; with one seed for all, each micro-batch drops the same numbers.",
-    "What your forward does with the random numbers before it calls the stage: need it change them, or only look?",
+    "What your forward does with the random numbers before and after it calls the stage: need it change them, or only "
+    "look?",
 )

@@ -14,6 +14,14 @@ P100 = Mistake(
     "The bytes that you count for one parameter in float32. List the tensors that have one number for each parameter.",
 )
 
+ACTIVATIONS = Mistake(
+    "",
+    "Without activations the number is right, with those of one micro-batch it is not.",
+    "While a backward runs, what the forward kept for it is in memory beside all that belongs to the parameters.",
+    "What your function gives for one stage and one micro-batch, without activations and with them. By how many bytes "
+    "should the two differ?",
+)
+
 P101 = Mistake(
     "P101",
     "In float32 the number is right, in mixed precision it is not.",
@@ -87,8 +95,8 @@ P108 = Mistake(
 P109 = Mistake(
     "P109",
     "The all-reduce's time is wrong even if a message costs nothing but its bytes.",
-    "Around a ring nobody sends the whole tensor at once. It is cut in as many parts as there are replicas; the parts "
-    "are summed on one way around the ring, and handed out on a second one.",
+    "Around a ring nobody sends the whole tensor at once. It is cut into as many parts as there are replicas; the "
+    "parts are summed on one way around the ring, and handed out on a second one.",
     "The bytes that one replica sends, for 2, 4, and very many replicas. And what has a replica to send that is alone?",
 )
 
@@ -190,8 +198,9 @@ SPREAD = Mistake(
 P130 = Mistake(
     "P130",
     "The plan cannot be carried out on this machine.",
-    "Devices are given to replicas and stages, samples to replicas and micro-batches, layers to stages. "
-    "What is divided must go round. And not every schedule goes together with every other decision.",
+    "Devices are given to replicas and stages, samples to replicas and micro-batches. There are only so many devices, "
+    "and every micro-batch has as many samples as the others. And not every schedule goes together with every other "
+    "decision.",
     "What the report names, beside the machine's and the model's numbers in the table, and the entries of a plan.",
 )
 
@@ -209,8 +218,8 @@ P132 = Mistake(
     "The plan does not fit in memory, and most of what it holds are activations.",
     "A device holds activations for as many micro-batches as its schedule has in flight, of as many samples as are in "
     "each.",
-    "Three decisions change that: how many samples are in a micro-batch, how many micro-batches are in flight, "
-    "and what is kept of each. Which of them costs the least time here?",
+    "Four decisions change that: how many samples are in a micro-batch, how many micro-batches are in flight, what "
+    "is kept of each, and for how many layers. Which can still change in your plan, and which costs the least time?",
 )
 
 P133 = Mistake(
@@ -287,6 +296,13 @@ TOO_SLOW = Mistake(
     "The report's line about where the time goes. Which part is the largest, and which two decisions make it smaller?",
 )
 
+UNIT = Mistake(
+    "",
+    "The number would be right in another unit.",
+    "A number has no unit of its own: whoever calls a function takes it to be in the one that was agreed on.",
+    "The line of the task's text that begins with *Returns*, and the units of the arguments.",
+)
+
 RANGE = Mistake(
     "",
     "The answer is not a number that can be a time or a size.",
@@ -296,7 +312,7 @@ RANGE = Mistake(
 
 BROKEN = Mistake(
     "",
-    "With one replica nothing is reduced, and the function as given was right there. Yours is not.",
+    "Even without the all-reduce the time is not right. In the function as given it was.",
     "The time of a pipeline alone has no bug here: how many micro-batches a replica has, and how long a stage "
     "takes for each of them.",
     "What you changed beside the line that is wrong.",

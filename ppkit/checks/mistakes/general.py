@@ -7,7 +7,7 @@ from ppkit.checks.mistakes import Mistake
 NOT_A_FUNCTION = Mistake(
     "",
     "The check was given a value, not a function.",
-    "The check itself calls your function, on several ranks, so it needs the function and not its result.",
+    "The check itself calls your function, so it needs the function and not its result.",
     "The check's cell: a function's name without parentheses is the function itself.",
 )
 
@@ -15,7 +15,7 @@ SIGNATURE = Mistake(
     "",
     "Your function cannot be called with the arguments that the task lists.",
     "The check calls it with the task's arguments, in their order. Names are yours to choose, the number is not.",
-    "The line that begins with `def`, beside the signature in the task's text.",
+    "The line that begins with `def`, beside the arguments that the task's text lists.",
 )
 
 RETURNED = Mistake(
@@ -44,7 +44,7 @@ EXCEPTION = Mistake(
 EXCEPTION_HERE = Mistake(
     "",
     "Your code raised an error. The message names your line.",
-    "A function that works for one case can fail for the next: the check calls it with several.",
+    "The check calls your function with several cases. It may work for one and fail for another.",
     "The quoted line, with the values that it has there. Print them: a report shows what your code prints.",
 )
 

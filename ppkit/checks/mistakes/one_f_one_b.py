@@ -70,7 +70,7 @@ F40 = Mistake(
 F41 = Mistake(
     "F41",
     "Numbers are right, but sends were begun that nobody waited for.",
-    "A send in flight reads its tensor until it is done, and tells of an error only to who waits. Who does not wait "
+    "A send in flight reads its tensor until it is done, and its error reaches only those who wait. Who does not wait "
     "may free or change the tensor too early; that it went well once is luck.",
     "What your asynchronous sends return: where is it kept, and where is it waited for?",
 )

@@ -56,7 +56,7 @@ def always_two_ranks(p, m):
     return [["0F0", "0B0"], ["1F0", "1B0"]]
 
 
-@fails("check_schedule", None, "a int")
+@fails("check_schedule", None, "an int")
 def returns_a_number(p, m):
     return p * m
 

@@ -95,6 +95,33 @@ def sum_in_place_of_max(costs, p):
     return tried(costs, p, sum)
 
 
+@cut("moves_one_boundary_at_a_time", None, "A cut with no stage above")
+def hill(costs, p):
+    sizes = by_count(costs, p)
+    while True:
+        moved = [
+            [size + step * ((i == at) - (i == at + 1)) for i, size in enumerate(sizes)]
+            for at in range(p - 1)
+            for step in (1, -1)
+        ]
+        worth = {tuple(one): sorted(parts(costs, one), reverse=True) for one in [*moved, sizes] if min(one) > 0}
+        best = list(min(worth, key=worth.__getitem__))
+        if worth[tuple(best)] == worth[tuple(sizes)]:
+            return sizes
+        sizes = best
+
+
+@cut("forgets_a_layer_of_each_stage", None, "A cut with no stage above")
+def table_off_by_one(costs, p):
+    best = {n: (sum(costs[:n]), [n]) for n in range(1, len(costs) + 1)}
+    for _ in range(p - 1):
+        best = {
+            n: min((max(most, sum(costs[k + 1 : n])), [*sizes, n - k]) for k, (most, sizes) in best.items() if k < n)
+            for n in range(min(best) + 1, len(costs) + 1)
+        }
+    return best[len(costs)][1]
+
+
 @cut("tries_every_cut", "S95", "48 layers and 8 stages")
 def every_cut(costs, p):
     return tried(costs, p, max)
@@ -140,12 +167,12 @@ fails("check_cut_layers", "S97", "it raised no error", name="fewer_stages_than_a
 fails("check_cut_layers", "S97", "must name both numbers", name="an_error_that_says_nothing")(table)
 
 
-@fails("check_cut_layers", "S97", "it raised a KeyError")
+@fails("check_cut_layers", "S97", "it raised KeyError")
 def fails_somewhere_inside(costs, p):
     return table(costs, p) if p <= len(costs) else {}[p]
 
 
-@fails("check_cut_layers", None, ", 3)` returned a int")
+@fails("check_cut_layers", None, ", 3)` returned an int")
 def returns_the_slowest_stage(costs, p):
     return max(costs)
 
@@ -188,7 +215,7 @@ skips("names_may_be_used_twice", "S99", "a name stashed twice", twice=False)
 skips("pops_what_nobody_stashes", "S100", "a pop without a stash", lost=False)
 skips("stashes_for_nobody", "S100", "a stash without a pop", unused=False)
 skips("refuses_a_skip_within_a_stage", "S101", "was refused: the skip near is wrong", within=False)
-skips("another_kind_of_error", None, "The error is a KeyError", error=KeyError)
+skips("another_kind_of_error", None, "The error is of type KeyError", error=KeyError)
 skips("an_error_without_the_name", None, "says 'a skip is wrong'", name=False)
 
 
@@ -301,6 +328,30 @@ def whatever_was_there(output):
 
 first_rank_that_begins_with(whatever_was_there, again=True)
 
+
+def first_rank_with_irecv(waits):
+    """Its receives don't block, and `waits` says which of them are waited for."""
+
+    def first_rank_step(stage, optimizer, microbatches):
+        optimizer.zero_grad()
+        outputs = [stage(images) for images in microbatches]
+        sends = [dist.isend(output.detach(), peer) for output in outputs for peer in (1, 2)]
+        for output in outputs:
+            grads = [torch.zeros_like(output) for _ in range(2)]
+            works = [dist.irecv(grad, source) for grad, source in zip(grads, (2, 1), strict=True)]
+            for work in works[:waits]:
+                work.wait()
+            output.backward(sum(grads))
+        for work in sends:
+            work.wait()
+        optimizer.step()
+
+    fails("check_first_rank_step", "F41", "recv←", "never waited for", name=f"waits_for_{waits}")(first_rank_step)
+
+
+first_rank_with_irecv(0)
+first_rank_with_irecv(1)
+
 # --- skip_step ---
 
 
@@ -322,6 +373,8 @@ def step_with(
     wait=True,
     skip_to=lambda last: last,
     late_skip_grads=False,
+    skip_grad_in_two=False,
+    wait_for_receives=True,
     call=lambda stage, x, skip: stage(x, skip),
 ):
     def skip_step(stage, optimizer, microbatches, targets, shapes, skip_shapes, rank, n_ranks):
@@ -337,7 +390,7 @@ def step_with(
         def receive(shape, source, key=None):
             x = room.setdefault(key, torch.empty(shape, dtype=torch.float64)) if one_buffer and key else None
             x = torch.empty(shape, dtype=torch.float64) if x is None else x.detach()
-            dist.recv(x, source)
+            (dist.recv if wait_for_receives else dist.irecv)(x, source)
             return x
 
         def forward(i):
@@ -371,6 +424,8 @@ def step_with(
                     skip_grad_ = receive(skip_shapes[i], rank + 1)
                 elif rank == 0 and skip_grad == "sent":
                     skip_grad_ = receive(y.shape, last)
+                    if skip_grad_in_two:
+                        skip_grad_ += receive(y.shape, last)
             if rank == 0 and skip_grad_ is not None and not twice:
                 grad = combine(grad, skip_grad_)
             if twice and rank == 0:
@@ -385,7 +440,8 @@ def step_with(
             elif rank == last and skip_grad == "sent" and late_skip_grads:
                 late.append(skip)
             elif rank == last and skip_grad == "sent":
-                send(skip.grad, 0)
+                for part in [skip.grad / 4, 3 * skip.grad / 4] if skip_grad_in_two else [skip.grad]:
+                    send(part, 0)
 
         if clear:
             optimizer.zero_grad()
@@ -424,6 +480,9 @@ step("mean_of_means", "G20", "small micro-batches", share=lambda n, n_rows, m: 1
 step("gradients_never_cleared", "G22", "after step 1", clear=False)
 step("gradients_of_the_skip_swapped", "G25", "are swapped", late_skip_grads=True)
 step("skip_to_the_neighbour", "N16", "Rank 0 has sent 6 messages to rank 1", skip_to=lambda last: 1)
+step("skip_to_the_third_rank", None, "from rank 0 to rank 2", skip_to=lambda last: 2)
+step("gradient_of_the_skip_in_two_parts", None, "where 3 are enough", skip_grad_in_two=True)
+step("receives_never_waited_for", "F41", "recv←", "never waited for", wait_for_receives=False)
 step("sends_never_waited_for", "F41", "never waited for", wait=False)
 step("room_for_another_shape", "N06", "rank 2", room_for_skip=lambda mine, skip: mine)
 step("arguments_swapped", None, "takes the skip for its input", call=lambda stage, x, skip: stage(skip, x))
@@ -488,6 +547,26 @@ recomputed("random_numbers_stay_in_the_past", "S106", "with dropout", put_back=F
 recomputed("keeps_the_whole_graph", "S107", "bytes; its input takes", forward="graph", keep=True)
 recomputed("gradients_take_each_others_place", "S108", "after the backward of micro-batch 1", add=False)
 recomputed("seeds_every_forward", None, "in the forward of micro-batch 0", seed=True)
+
+
+class Notes:
+    """What is kept, in attributes."""
+
+
+def keeps_copies():
+    forward, backward = recomputation_with()
+
+    def light_forward(stage, stage_input):
+        notes = Notes()
+        output, notes.kept = forward(stage, stage_input)
+        copy = output.clone()
+        notes.copies = lambda: copy, [output]
+        return output, notes
+
+    return light_forward, lambda stage, notes, output_grad: backward(stage, notes.kept, output_grad)
+
+
+fails("check_recomputation", None, "holds 576 bytes; its input takes", name="keeps_copies")(keeps_copies())
 
 
 def no_dropout_the_second_time():

@@ -34,6 +34,7 @@ def memory(name, code, *words, **changes):
 
 memory("gradients_forgotten", "P100", "1 replica, 1 stage", gradients=False)
 memory("only_one_average", "P100", state=lambda precision: 4)
+memory("no_activations", None, "1 micro-batch of 40 MB", "424 MB", held=lambda schedule, p, m, stage: 0)
 memory("no_copy_in_float32", "P101", "mixed", state=lambda precision: 8)
 memory("mixed_halves_everything", "P101", state=lambda precision: 8 if precision == "float32" else 4)
 memory("replicas_divide_the_weights", "P102", "4 replicas", weights_over=lambda d, p: d * p)
@@ -50,6 +51,16 @@ memory("every_stage_as_the_first", "P106", held=lambda schedule, p, m, stage: m 
 memory(
     "not_clamped", "P106", "2 micro-batches", held=lambda schedule, p, m, stage: m if schedule == "GPipe" else p - stage
 )
+
+
+@fails("check_memory", None, "384 MB", "424 MB")
+def the_larger_of_both(n, precision, d, zero, p, schedule, m, microbatch_bytes, stage):
+    return max(16 * n, m * microbatch_bytes)
+
+
+@fails("check_memory", None, "0.384 B", "right in GB")
+def in_gigabytes(n, precision, d, zero, p, schedule, m, microbatch_bytes, stage):
+    return memory_with()(n, precision, d, zero, p, schedule, m, microbatch_bytes, stage) / 1e9
 
 
 @fails("check_memory", None, "it returned a list of 3")
@@ -85,9 +96,16 @@ def right_ring(size, n, latency, bandwidth):
 
 
 def times(name, code, *words, pipeline=right_pipeline, ring=right_ring):
-    fails("check_times", code, *words, name=name)((pipeline, ring))
+    fails("check_times", code, *words, name=name, points=8.0)((pipeline, ring))
 
 
+times("in_milliseconds", None, "right in milliseconds", pipeline=lambda *numbers: 1e3 * right_pipeline(*numbers))
+times(
+    "the_other_half_is_told",
+    "P108",
+    "`all_reduce_seconds` agrees",
+    pipeline=lambda p, m, f, b, hop: (m + p - 1) * (f + b),
+)
 times("no_bubble", "P107", "4 stages, 1 micro-batch", pipeline=lambda p, m, f, b, hop: m * (f + b) + 2 * (p - 1) * hop)
 times("naive", "P107", "`pipeline_seconds`", pipeline=lambda p, m, f, b, hop: m * p * (f + b) + 2 * (p - 1) * hop)
 times("one_slot_too_many", "P107", pipeline=lambda p, m, f, b, hop: (m + p) * (f + b) + 2 * (p - 1) * hop)
@@ -149,6 +167,13 @@ hybrid("a_part_for_each_microbatch", "P115", times=lambda m, p: 1 / m)
 hybrid("a_part_in_every_turn", None, "4 stages", times=lambda m, p: (m + p - 1) / m)
 hybrid("of_all_gradients", "P116", "4 stages", share=lambda p: 1)
 hybrid("among_all_devices", "P116", ring=lambda d, p: d * p if d > 1 else 1)
+
+
+@fails("check_hybrid_seconds", None, "2 replicas of 1 stage")
+def every_replica_has_the_whole_batch(batch, rows, d, p, forward, backward, gradient_bytes, latency, bandwidth):
+    m = batch // (d * rows)
+    stage = d * (forward + backward) * rows / p
+    return pipeline_seconds(p, m, stage, 0.0, 0.0) + all_reduce_seconds(gradient_bytes / p, d, latency, bandwidth)
 
 
 @fails("check_hybrid_seconds", None, "1 replica of")
