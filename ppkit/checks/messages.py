@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = [
     "explain_mismatch",
     "explain_signal",
     "forward_messages",
+    "never_waited",
     "require_messages",
 ]
 
@@ -104,6 +105,11 @@ def _parameter_bytes(stages: Sequence[nn.Module]) -> tuple[frozenset[int], ...]:
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def never_waited(events: Iterable[Event], kind: str = "SEND") -> Iterator[Event]:
+    """The sends, or events of another kind, that nobody has waited for."""
+    return (event for event in events if event.kind == kind and event.note == NEVER_WAITED)
 
 
 # A run that came to its end

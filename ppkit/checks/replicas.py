@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ppkit.checks.judge import Wrong
-from ppkit.checks.messages import Expected, Message
+from ppkit.checks.messages import Expected, Message, never_waited
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.data_parallel import D51
 from ppkit.checks.mistakes.general import EXCEPTION, EXCEPTION_HERE, UNPAIRED
 from ppkit.checks.mistakes.replicas import COLLECTIVE_ALONE, NOT_AWAITED, OTHER_COLLECTIVES, OTHER_ROOTS
-from ppkit.checks.steps import never_waited
 from ppkit.checks.trial import Trial, on_ranks
 
 __all__ = ["on_replicas", "require_waits"]

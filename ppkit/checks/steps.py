@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ppkit.checks.messages import Expected, backward_messages, forward_messages
+from ppkit.checks.messages import Expected, backward_messages, forward_messages, never_waited
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G27, G32
@@ -19,8 +19,6 @@ from ppkit.checks.oracle_gpipe import Cut, Stored, cut, forward_backward, train
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
 from ppkit.data import batches, digits
-from ppkit.event import Event
-from ppkit.observe.fields import NEVER_WAITED
 
 __all__ = [
     "STEP_PARAMETERS",
@@ -29,7 +27,6 @@ __all__ = [
     "judge_losses",
     "judge_manner",
     "judge_weights",
-    "never_waited",
     "recognise",
     "require_steps",
     "require_waits",
@@ -88,11 +85,6 @@ def require_steps(trial: Trial, rank: int, data: Sequence[Cut]) -> None:
     if n_steps > len(data):
         text = f"the optimizer took {n_steps} steps for {len(data)} batch{'es' * (len(data) > 1)}."
         raise trial.wrong(text, G21, rank=rank)
-
-
-def never_waited(events: Iterable[Event], kind: str = "SEND") -> Iterator[Event]:
-    """The sends, or events of another kind, that nobody has waited for."""
-    return (event for event in events if event.kind == kind and event.note == NEVER_WAITED)
 
 
 def require_waits(trial: Trial) -> None:

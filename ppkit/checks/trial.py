@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 
 from ppkit.checks.drivers.limited import call_limited
 from ppkit.checks.judge import Unfinished, Verdict, Wrong
-from ppkit.checks.messages import Expected, explain_deadlock, explain_mismatch, explain_signal, require_messages
+from ppkit.checks.messages import (
+    Expected,
+    explain_deadlock,
+    explain_mismatch,
+    explain_signal,
+    never_waited,
+    require_messages,
+)
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import (
     CANNOT_TRAVEL,
@@ -20,20 +27,25 @@ from ppkit.checks.mistakes.general import (
     EXCEPTION,
     EXCEPTION_HERE,
     EXIT,
+    FORGOTTEN_RECEIVE,
     KILLED,
     MEMORY,
+    MISSING_MESSAGE,
     NO_BUFFER,
     NOT_RECEIVED,
     UNKNOWN_NAME,
+    UNPAIRED,
     WRONG_HERE,
     WRONG_VALUES,
 )
 from ppkit.checks.mistakes.gpipe import G21, G23, G24
 from ppkit.checks.mistakes.naive import N02_SENT, N05, N06, N07, N08, N12
+from ppkit.checks.mistakes.one_f_one_b import F41_LOST, F41_RECEIVE
 from ppkit.emulate import Emulation
 from ppkit.errors import DeadlockError, LaunchError, MismatchError, RankError
 from ppkit.launch import launch
 from ppkit.limits import has_memory_limits
+from ppkit.observe.fields import NEVER_FINISHED
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text
 
@@ -145,10 +157,14 @@ def on_ranks(
         raise Wrong(error.message, mistake=CANNOT_TRAVEL) from None
     except RankError as error:
         verdict = _explain(error, expected, where)
+        _explain_dropped(verdict)
         if n_ranks == 1:
             _without_ranks(verdict)
         raise verdict from None
-    return Trial(run.results, replace(run.timeline, name=where), run.output, where, expected)
+    trial = Trial(run.results, replace(run.timeline, name=where), run.output, where, expected)
+    for event in never_waited(trial.timeline, "RECV"):
+        raise trial.wrong(f"its {event.label} was never waited for.", F41_RECEIVE, rank=event.rank)
+    return trial
 
 
 def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
@@ -179,6 +195,25 @@ def _explain(error: RankError, expected: Expected, where: str) -> Verdict:
         if mistake is MEMORY:
             fact = f"{where}: {_out_of_memory(error.rank, message)}"
     return Wrong(fact, mistake=mistake, timeline=error.timeline, output=error.output)
+
+
+# What a receive looks like from outside that nobody has waited for
+_STUCK = {mistake.see for mistake in (ENDLESS, UNPAIRED, FORGOTTEN_RECEIVE, MISSING_MESSAGE, F41_LOST)}
+
+
+def _explain_dropped(verdict: Verdict) -> None:
+    """Find a receive behind a run that got stuck for which nobody will wait any more: its rank has gone on."""
+    if verdict.timeline is None or verdict.mistake is None or verdict.mistake.see not in _STUCK:
+        return
+    waiting = {event.rank for event in verdict.timeline if event.note == NEVER_FINISHED}
+    steps = {event.rank: event.start for event in verdict.timeline if event.kind == "OPTIM"}  # the last of each rank
+    for event in never_waited(verdict.timeline, "RECV"):
+        returned = event.rank not in waiting and verdict.mistake is not ENDLESS
+        if returned or event.start < steps.get(event.rank, 0.0):
+            text = f"Rank {event.rank}'s {event.label} was never waited for."
+            facts = [fact for fact in verdict.facts if "never arrived" not in fact]  # a send that it left alone
+            verdict.mistake, verdict.facts = F41_RECEIVE, (*facts, text)
+            return
 
 
 def _without_ranks(verdict: Verdict) -> None:

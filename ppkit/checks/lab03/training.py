@@ -11,7 +11,7 @@ from ppkit.builders import one_f_one_b
 from ppkit.checks.drivers import lab03 as ranks
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab03.order import Order, judge_order
-from ppkit.checks.messages import Expected, Message
+from ppkit.checks.messages import Expected, Message, never_waited
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.naive import N03, N09
 from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41, F41_RECEIVE
@@ -23,7 +23,6 @@ from ppkit.checks.steps import (
     judge_losses,
     judge_manner,
     judge_weights,
-    never_waited,
     recognise,
     require_waits,
     train_trial,
@@ -79,8 +78,7 @@ def _judge_exchanged(trial: Trial, rank: int, seen: Sequence[Any]) -> None:
         if text := difference(value, right):
             early = bool((value == -1).any())
             spoilt = bool((value == -2).any())
-            dropped = any(event.rank == rank for event in never_waited(trial.timeline, "RECV"))
-            mistake = F41_RECEIVE if dropped else N09 if early else F41 if spoilt else WRONG_VALUES
+            mistake = N09 if early else F41 if spoilt else WRONG_VALUES
             raise trial.wrong(f"what it got in exchange {number} {text}.", mistake, rank=rank)
 
 

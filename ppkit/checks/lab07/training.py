@@ -14,7 +14,7 @@ from ppkit.builders import gpipe
 from ppkit.checks.drivers import lab07 as ranks
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab07.oracle import build_skip_stages, messages, train
-from ppkit.checks.messages import Expected, Message
+from ppkit.checks.messages import Expected, Message, never_waited
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.balance_skips import (
     F41_LOST,
@@ -29,22 +29,14 @@ from ppkit.checks.mistakes.balance_skips import (
     SWAPPED,
     TOO_MANY,
 )
-from ppkit.checks.mistakes.general import (
-    ENDLESS,
-    FORGOTTEN_RECEIVE,
-    MISSING_MESSAGE,
-    RETURNED,
-    UNPAIRED,
-    WRONG_VALUES,
-)
+from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, UNPAIRED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G22, G22_BETWEEN, G23, G24, G25, G26, G32, ONE_BY_ONE
 from ppkit.checks.mistakes.naive import N14, N16
-from ppkit.checks.mistakes.one_f_one_b import F41, F41_RECEIVE
-from ppkit.checks.mistakes.one_f_one_b import F41_LOST as LOST
+from ppkit.checks.mistakes.one_f_one_b import F41
 from ppkit.checks.oracle import Training, parameters
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
-from ppkit.checks.steps import digits_cut, never_waited, require_steps
+from ppkit.checks.steps import digits_cut, require_steps
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
 from ppkit.observe.fields import NEVER_FINISHED
@@ -133,7 +125,7 @@ def _run(driver: Function, step: Function, stages: Sequence[nn.Module], data: li
     rows = ", ".join(str(len(part)) for part in data[0].targets)
     expected = messages(stages, data)
     try:
-        trial = on_ranks(
+        return on_ranks(
             *(driver, step, stages, data),
             n_ranks=len(stages),
             where=f"{len(stages)} ranks, micro-batches of {rows} rows",
@@ -142,35 +134,15 @@ def _run(driver: Function, step: Function, stages: Sequence[nn.Module], data: li
     except Wrong as verdict:
         _explain(verdict, expected)
         raise
-    for event in never_waited(trial.timeline, "RECV"):
-        raise trial.wrong(f"its {event.label} was never waited for.", F41_RECEIVE, rank=event.rank)
-    return trial
-
-
-# As what a receive that nobody has waited for appears to its peers
-_STUCK = {mistake.see for mistake in (ENDLESS, UNPAIRED, FORGOTTEN_RECEIVE, MISSING_MESSAGE, N16, LOST)}
 
 
 def _explain(verdict: Wrong, expected: Expected) -> None:
-    """Find the mistake behind a second backward; or behind a run that got stuck.
-
-    That is a receive that nobody waited for, a lost send, one too many, or a circle.
-    """
+    """Find the mistake behind a second backward; behind a run that got stuck: a lost send, one too many, a circle."""
     if verdict.mistake is G24 and "rank 0 raised" in verdict.facts[0]:
         verdict.mistake = S103_AGAIN
-    if verdict.timeline is None:
+    if verdict.mistake is not UNPAIRED or verdict.timeline is None:
         return
     waits = {event.rank: event.peer for event in verdict.timeline if event.note == NEVER_FINISHED}
-    if verdict.mistake is not None and verdict.mistake.see in _STUCK:
-        steps = {event.rank: event.start for event in verdict.timeline if event.kind == "OPTIM"}  # the last of each
-        for event in never_waited(verdict.timeline, "RECV"):
-            if event.rank not in waits or event.start < steps.get(event.rank, 0.0):  # nobody will wait any more
-                text = f"Rank {event.rank}'s {event.label} was never waited for."
-                facts = [fact for fact in verdict.facts if "never arrived" not in fact]  # a send that it left alone
-                verdict.mistake, verdict.facts = F41_RECEIVE, (*facts, text)
-                return
-    if verdict.mistake is not UNPAIRED:
-        return
     sent = Counter((event.rank, event.peer or 0) for event in verdict.timeline if event.kind == "SEND")
     lost = [one for one in never_waited(verdict.timeline) if one.message is None and one.rank not in waits]
     more = [link for link, n in sent.items() if n > expected.links[link]]
