@@ -90,17 +90,15 @@ def _require_best(costs: Costs, n_stages: int, sizes: list[int], cuts: Sequence[
     if got > best * (1 + 1e-6):
         stages = ", ".join(f"{cost:g}" for cost in stage_sums(costs, sizes))
         text = f"returned {sizes}: stages of {stages}. A cut with no stage above {best:g} is possible."
-        raise Wrong(f"{_call(costs, n_stages)} {text}", mistake=_rule(costs, sizes, cuts))
+        raise Wrong(f"{_call(costs, n_stages)} {text}", mistake=_rule(sizes, cuts))
 
 
-def _rule(costs: Costs, sizes: list[int], cuts: Sequence[list[int]]) -> Mistake:
+def _rule(sizes: list[int], cuts: Sequence[list[int]]) -> Mistake:
     """The mistake behind a cut that is not the best, by it and by the cuts of all small models."""
     if cuts and all(max(one) - min(one) <= 1 for one in cuts):
         return H69
     if all(cut[1:] == [1] * (len(cut) - 1) or cut[:-1] == [1] * (len(cut) - 1) for cut in cuts):
         return NOT_THE_BEST  # as if all cuts were equally good: a greedy one is not that uneven everywhere
-    if not cuts:
-        return S94 if sizes in _greedy(costs, len(sizes)) else NOT_THE_BEST
     rules = zip(*(_greedy(*case) for case in CASES), strict=True)  # of one cut alone, it can be chance
     alike = [sum(a == b for a, b in zip(rule, cuts, strict=True)) for rule in rules if sizes in rule]
     return S94 if max(alike, default=0) >= 0.75 * len(CASES) else NOT_THE_BEST
