@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppkit.stage import PipelineError
+from ppkit.units import kind_of
 
 __all__ = ["cut", "n_samples", "shares", "signature"]
 
@@ -17,7 +18,7 @@ def _tensors(what: str, batch: Any) -> tuple[Tensor, ...]:
     tensors = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     for tensor in tensors or (batch,):
         if not isinstance(tensor, Tensor) or not tensor.dim():
-            got = "a tensor without dimensions" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            got = "a tensor without dimensions" if isinstance(tensor, Tensor) else kind_of(tensor)
             raise PipelineError(f"{what} must be a tensor [N, ...], or a tuple of them; got {got}")
     return tensors
 

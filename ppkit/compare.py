@@ -14,7 +14,7 @@ from ppkit.difference import Causes, causes
 from ppkit.errors import TimelineError
 from ppkit.event import COMM_KINDS, Event
 from ppkit.timeline import Timeline
-from ppkit.units import duration, number, percent
+from ppkit.units import duration, kind_of, number, percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -157,7 +157,7 @@ def compare(first: Timeline, second: Timeline) -> Comparison:
     given: Any = second
     if not isinstance(given, Timeline):
         raise TimelineError(
-            f"compare() takes a Timeline, such as simulate(schedule) or run.timeline; got a {type(given).__name__}"
+            f"compare() takes a Timeline, such as simulate(schedule) or run.timeline; got {kind_of(given)}"
         )
     by_order = any(e.stage is None and e.kind in COMM_KINDS for timeline in (first, second) for e in timeline)
     ours, theirs = _keyed(first, by_order), _keyed(second, by_order)

@@ -27,6 +27,7 @@ from ppkit.layers import (
 )
 from ppkit.partition import equal_sizes, partition
 from ppkit.skips import Pop, Stash
+from ppkit.units import kind_of
 from ppkit.values import whole
 
 __all__ = [
@@ -281,7 +282,7 @@ def split(model: nn.Sequential, n_stages: int, by: str | Sequence[int] = "parame
         ModelError: not a sequence of blocks, fewer blocks than stages, or sizes that don't fit.
     """
     if not isinstance(model, nn.Sequential):
-        raise ModelError(f"split: takes an nn.Sequential of blocks, got a {type(model).__name__}")
+        raise ModelError(f"split: takes an nn.Sequential of blocks, got {kind_of(model)}")
     n_blocks = len(model)
     if not 1 <= (whole(n_stages) or 0) <= n_blocks:
         raise ModelError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ppkit.drafts import Draft
 from ppkit.plans import MOST_DEVICES, Machine, Model, Option, Plan, PlanError, Rejected
 from ppkit.quick import SCHEDULES, forget
-from ppkit.units import bytes_text
+from ppkit.units import bytes_text, kind_of
 from ppkit.ways import Step, Way, impossible, ways
 
 __all__ = ["Machine", "Model", "Option", "Plan", "PlanError", "Rejected", "estimate", "plan"]
@@ -119,7 +119,7 @@ def estimate(
 def _check_question(model: object, machine: object, batch: object) -> None:
     for name, value, kind in (("model", model, Model), ("machine", machine, Machine)):
         if not isinstance(value, kind):
-            raise PlanError(f"{name} is a {type(value).__name__}; the arguments are a Model, a Machine and the batch")
+            raise PlanError(f"{name} is {kind_of(value)}; the arguments are a Model, a Machine and the batch")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise PlanError(f"batch={batch!r}: a whole number of samples, at least 1", values={"batch": batch})
 

@@ -86,8 +86,8 @@ class Machine:
         speed: FLOPs a second that a device reaches in practice.
         latency: seconds of a message, however small.
         bandwidth: bytes a second of a link; None: without limit.
-        overhead: seconds that a layer's forward, and likewise its backward, takes at least: it makes
-            micro-batches that are too small expensive.
+        overhead: seconds that a layer's forward, and likewise its backward, takes beside its arithmetic: they
+            make micro-batches that are too small expensive.
         node_size: devices of a node, such as a server; with 1, the default, links are all alike and tensor
             parallelism is not considered.
         node_latency: seconds of a message inside a node; left out: as ``latency``.

@@ -46,7 +46,7 @@ def _text(value: float | None, unit: str) -> str:
 
 def _verdict(predicted: float | None, name: str, right: float) -> str:
     if predicted is None:
-        return "No prediction yet: put a number in the cell above and run both again."
+        return "No prediction yet: write a number in its cell, then run that cell and this one again."
     if not isinstance(predicted, (int, float)) or not math.isfinite(predicted):
         return f"A prediction is a number; got {predicted!r}."
     if math.isclose(predicted, right, rel_tol=_CLOSE, abs_tol=1e-9):

@@ -19,6 +19,7 @@ from ppkit.routes import Sent
 from ppkit.schedule import Action, Op, Schedule
 from ppkit.shared import Sharing, shared_parameters
 from ppkit.stage import Gradients, PipelineError, Stage, Tensors
+from ppkit.units import kind_of
 
 __all__ = ["Pipeline", "PipelineError", "StepResult", "shared_parameters"]
 
@@ -323,7 +324,7 @@ class Pipeline:
         action, stage = (str(at), at.stage) if isinstance(at, Action) else (None, None)
         details = error.values if isinstance(error, PpkitError) else {}
         if isinstance(at, Action) and at.op is Op.F and not isinstance(error, PpkitError):
-            what += f" (the stage is a {type(self._stages[at.stage].module).__name__})"
+            what += f" (the stage is {kind_of(self._stages[at.stage].module)})"
         if "a leaf Variable that requires grad is being used in an in-place operation" in what:
             what += ". A stage may not change its input in place: give its first operation inplace=False"
         return PipelineError(f"{where}: {what}", rank=rank, stage=stage, action=action, values=details)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppkit.backward import Branch, input_gradients, weight_gradients
 from ppkit.errors import PpkitError
 from ppkit.skips import carrying, skips_of
+from ppkit.units import kind_of
 
 __all__ = ["PipelineError", "Stage"]
 
@@ -166,7 +167,7 @@ class Stage:
         _as_tuple(output)
         loss = self.loss_fn(output, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dim():
-            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else kind_of(loss)
             raise PipelineError(
                 f"loss_fn must return a scalar tensor, the mean over the micro-batch; it returned {got}"
             )
@@ -217,10 +218,8 @@ def _as_tuple(output: Any) -> Tensors:
     tensors = tuple(output) if isinstance(output, (tuple, list)) else (output,)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            what = (
-                type(output).__name__ if tensor is output else f"{type(output).__name__} with a {type(tensor).__name__}"
-            )
-            raise PipelineError(f"a stage must return a tensor or a tuple of tensors; it returned a {what}")
+            what = kind_of(output) if tensor is output else f"{kind_of(output)} with {kind_of(tensor)}"
+            raise PipelineError(f"a stage must return a tensor or a tuple of tensors; it returned {what}")
     return tensors
 
 

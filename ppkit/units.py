@@ -1,11 +1,11 @@
-"""Numbers as people read them: durations, sizes and fractions in short text."""
+"""Values as people read them: durations, sizes, fractions and kinds in short text."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-__all__ = ["TimeUnit", "bytes_text", "duration", "number", "percent", "unit_for"]
+__all__ = ["TimeUnit", "bytes_text", "duration", "kind_of", "number", "percent", "unit_for"]
 
 
 class TimeUnit(NamedTuple):
@@ -59,3 +59,9 @@ def bytes_text(count: float) -> str:
         if count >= scale:
             return f"{number(count / scale)} {symbol}"
     return f"{number(count)} B"
+
+
+def kind_of(value: object) -> str:
+    """The type of ``value`` in a sentence, such as ``"a list"`` or ``"an int"``."""
+    name = type(value).__name__
+    return f"a{'n' * name.lower().startswith(tuple('aeio'))} {name}"

@@ -18,8 +18,8 @@ def zero_bubble_h1(n_stages: int, n_microbatches: int) -> Schedule:
         rank 2  .   .   2F0 2I0 2F1 2I1 2F2 2I2 2W0 2F3 2I3 2W1 2W2 2W3
 
     Forwards and input gradients go in 1F1B's order, and on rank r the W lags r micro-batches behind the I. The
-    bubble shrinks to (p−1)(F+I−W) where W is no longer than F or I, and m is at least p. Rank r holds p−r
-    activations, as in 1F1B, and beside them what r of its W still need.
+    bubble shrinks to (p−1)(F+I−W) where W is neither longer than F nor longer than I, and m is at least p. Rank r
+    holds p−r activations, as in 1F1B, and beside them what r of its W still need.
 
     The same as torch's ``ScheduleInterleavedZeroBubble`` with one stage a rank, for every m.
 

@@ -187,7 +187,7 @@ FAULTS = {
     "a sum of other sizes": Fault(lambda: dist.all_reduce(torch.ones(2 + dist.get_rank())), MismatchError, 1, "[2] and [3]"),
     "a buffer too small": Fault(lambda: _on(0, lambda: _send(1, 10), lambda: _recv(0, 3)), MismatchError, 1, "[10] and [3]"),
     "a buffer of another dtype": Fault(lambda: _on(0, lambda: _send(1), lambda: dist.recv(torch.empty(1, dtype=torch.int32), 0)), MismatchError, 1, "different dtypes"),
-    "a buffer too small, from anyone": Fault(lambda: _on(0, lambda: _send(1, 10), lambda: dist.recv(torch.empty(3))), RankError, 1, "Mostly that is a receive buffer of another size"),
+    "a buffer too small, from anyone": Fault(lambda: _on(0, lambda: _send(1, 10), lambda: dist.recv(torch.empty(3))), RankError, 1, "Usually the receive buffer and the message differ in size"),
     # Exceptions
     "one raises": Fault(lambda: _on(1, _raise), RankError, 1, "rank 1 raised ValueError: no"),
     "all raise": Fault(_raise, RankError, 0, "rank 0 raised ValueError: no"),

@@ -93,9 +93,7 @@ def one_rank_is_killed(stage: Any, batch: Any, shape: Any, rank: int, n_ranks: i
 def test_rank_killed_by_the_system_is_reported() -> None:
     report = lab01.check_forward_stage(one_rank_is_killed)
     assert (report, report.done, report.hints) == (0.0, True, KILLED.hints)
-    assert "2 ranks, 7 rows: rank 1 was ended by SIGKILL. Mostly that is the system, which was out of memory." in str(
-        report
-    )
+    assert "2 ranks, 7 rows: rank 1 was ended by SIGKILL. Usually the system was out of memory." in str(report)
 
 
 def test_limit_ends_with_its_block() -> None:

@@ -26,7 +26,7 @@ def test_formula_and_measurement_stand_beside_the_prediction(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("predicted", "said"),
     [
-        (None, "No prediction yet: put a number in the cell above and run both again."),
+        (None, "No prediction yet: write a number in its cell, then run that cell and this one again."),
         (100, "Your prediction is below the formula's value: read on to see why."),
         (1000, "Your prediction is above the formula's value: read on to see why."),
         ("four", "A prediction is a number; got 'four'."),

@@ -467,7 +467,7 @@ def _changing() -> Any:
 
 FAILS: dict[str, tuple[Callable[[], Any], str]] = {
     "no tensor": (lambda: _step(module=_Returns(lambda y: {"y": y})), "rank 0, 0F0: a stage must return a tensor"),
-    "no tensors": (lambda: _step(module=_Returns(lambda y: (y, 1))), "it returned a tuple with a int"),
+    "no tensors": (lambda: _step(module=_Returns(lambda y: (y, 1))), "it returned a tuple with an int"),
     "no scalar": (lambda: _step(loss_fn=lambda y, t: y - t), "rank 1, 1F0: loss_fn must return a scalar"),
     "no loss": (lambda: _step(loss_fn=lambda y, t: 1.0), "it returned a float"),
     "NaN": (lambda: _step(loss_fn=lambda y, t: y.sum() * float("nan")), "the loss of micro-batch 0 is NaN"),

@@ -66,12 +66,12 @@ def nodes() -> Iterator[tuple[Node, Node]]:
     assert not {node.name for node in both} & set(left)
 
 
-def torchruns(nodes: tuple[Node, Node], script: Path, *arguments: str) -> list[str]:
-    """Run a script as on a cluster, two ranks a node; return what each node has printed."""
+def torchruns(nodes: tuple[Node, Node], script: Path, *arguments: str, ranks: int = 2) -> list[str]:
+    """Run a script as on a cluster, so many ranks a node; return what each node has printed."""
     running = []
     for node in nodes:
         options = [
-            "--nnodes=2", "--nproc-per-node=2", "--rdzv-id=7", "--rdzv-backend=c10d",
+            "--nnodes=2", f"--nproc-per-node={ranks}", "--rdzv-id=7", "--rdzv-backend=c10d",
             f"--rdzv-endpoint={nodes[0].name}:29400",
         ]  # fmt: skip
         command = [sys.executable, "-m", "torch.distributed.run", *options, str(script), *arguments]
@@ -131,7 +131,7 @@ def test_a_folder_of_the_first_node_alone_is_enough(tmp_path: Path, nodes: tuple
     without = second._replace(prefix=(*second.prefix, *hide))
     looked = without.start(["ls", str(data)]).communicate(timeout=30)
     assert looked == ("", "")
-    torchruns((first, without), script, "--timeline", str(folder / "t.json"))
+    torchruns((first, without), script, "--timeline", str(folder / "t.json"), ranks=1)
     assert os.listdir(folder) == ["t.json"]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppkit.errors import TimelineError
 from ppkit.timeline import Timeline
+from ppkit.units import kind_of
 
 if TYPE_CHECKING:
     from ppkit.memory import Memory
@@ -68,11 +69,11 @@ def _check_memory(timelines: Sequence[object], memory: object) -> None:
 
 
 def _described(value: object) -> str:
-    kind = type(value).__name__
+    kind = kind_of(value)
     if isinstance(value, (list, tuple)):
-        return f"a {kind}; write gantt(*timelines) to draw each timeline in it"
+        return f"{kind}; write gantt(*timelines) to draw each timeline in it"
     if hasattr(value, "timeline"):
-        return f"a {kind}; give its .timeline"
+        return f"{kind}; give its .timeline"
     if hasattr(value, "stage_to_rank"):
-        return f"a {kind}, which has no times; give simulate(schedule)"
-    return f"a {kind}, not a Timeline"
+        return f"{kind}, which has no times; give simulate(schedule)"
+    return f"{kind}, not a Timeline"

@@ -146,8 +146,8 @@ def _ended_text(rank: int, log: RankLog, output: str, fault: str) -> tuple[str, 
     if log.code is not None and log.code < 0:
         name = signal.Signals(-log.code).name
         hint = {
-            "SIGKILL": " Mostly that is the system, which was out of memory.",
-            "SIGABRT": " Mostly that is a receive buffer of another size than the message." * _receives(fault),
+            "SIGKILL": " Usually the system was out of memory.",
+            "SIGABRT": " Usually the receive buffer and the message differ in size." * _receives(fault),
         }.get(name, "")
         return "signal", f"rank {rank} was ended by {name}.{hint}{_where(fault_frames(fault))}{said}"
     code = "" if log.code is None else f" with exit code {log.code}"

@@ -26,6 +26,7 @@ from ppkit.launch.packing import pack
 from ppkit.launch.preload import FOREVER, loopback, observation
 from ppkit.launch.reporter import Reporter
 from ppkit.observe import leave_alone
+from ppkit.units import kind_of
 
 if TYPE_CHECKING:
     from ppkit.launch.reset import Baseline
@@ -127,7 +128,7 @@ def _run_once(rank: int, run_dir: Path, reporter: Reporter) -> None:
             data = pack(result)[0]
         except Exception as error:
             raise TypeError(
-                f"the value that rank {rank} returned, a {type(result).__name__}, cannot be sent back: "
+                f"the value that rank {rank} returned, {kind_of(result)}, cannot be sent back: "
                 f"{type(error).__name__}: {error}. Return tensors, numbers, strings or containers of them."
             ) from None
     except BaseException as error:
