@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec
+
+import torch
 
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import NOT_A_FUNCTION, SIGNATURE
@@ -80,6 +83,17 @@ class Passed(Verdict):
     """The answer is right: returned, not raised."""
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What one process computes for comparison is tiny: several threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def graded(task: str, points: float) -> Callable[[Callable[P, Passed]], Callable[P, Report]]:
     """Make a check of a function that returns `Passed`, or raises `Wrong` or `Unfinished`.
 
@@ -95,7 +109,8 @@ def graded(task: str, points: float) -> Callable[[Callable[P, Passed]], Callable
         @functools.wraps(judge)
         def check(*args: P.args, **kwargs: P.kwargs) -> Report:
             try:
-                verdict: Verdict = judge(*args, **kwargs)
+                with _one_thread():
+                    verdict: Verdict = judge(*args, **kwargs)
                 verdict.points = points
             except Verdict as raised:
                 verdict = raised
