@@ -26,7 +26,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Result]]] = {
     "imports": imports,
     "emulation": emulation,
     "executor": against_torch,
-    "executor, emulated": emulated,
+    "emulated-executor": emulated,
     "data parallel": data_parallel,
     "observation": observation,
     "drawing": drawing,

@@ -112,7 +112,8 @@ class _Package(ModuleType):
     """Keeps `ppkit.launch` and `ppkit.simulate` functions, although submodules of the same names exist.
 
     Importing a submodule binds it on its package: without this, `import ppkit.launch.magics` anywhere would
-    turn `ppkit.launch(...)` into a call of a module. The modules stay importable by their full names.
+    turn `ppkit.launch(...)` into a call of a module. What is in the modules stays importable:
+    `from ppkit.launch.magics import …`.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

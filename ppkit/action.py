@@ -113,11 +113,17 @@ class Action:
         Raises:
             ScheduleError: the text names no action; the message says what is allowed.
         """
-        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
-        if match is None or match[2] not in _OPS or (match[3] == "") != (_OPS[match[2]] is Op.REDUCE):
-            hint = ""
-            if isinstance(text, str) and text != text.upper():
-                hint = " in capital letters"
+        match = _matched(text) if isinstance(text, str) else None
+        if match is None:
+            small = isinstance(text, str) and _matched(text.upper())
+            hint = ", in capital letters" if small else ""
             raise ScheduleError(f"{text!r} is no action: write {_ALLOWED}{hint}", action=str(text))
         stage, op, microbatch = match.groups()
         return cls(int(stage), _OPS[op], int(microbatch) if microbatch else None)
+
+
+def _matched(text: str) -> re.Match[str] | None:
+    match = _TEXT.fullmatch(text.strip())
+    if match is None or match[2] not in _OPS or (match[3] == "") != (_OPS[match[2]] is Op.REDUCE):
+        return None
+    return match

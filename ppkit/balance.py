@@ -15,6 +15,7 @@ from ppkit.profiling import Layer, layers_of, profile
 from ppkit.simulate import Costs, simulate
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
+from ppkit.values import listed, whole
 
 __all__ = ["Balance", "Layer", "balance", "partition", "profile"]
 
@@ -132,13 +133,10 @@ def balance(
     if by not in _BY:
         raise ModelError(f'balance: by is {by!r}; use "time" or "memory"', values={"by": by})
     layers = layers_of(model)
-    check_stages(n_stages, len(layers))  # before the measurement, which takes a while
-    held = tuple(n_in_flight) if isinstance(n_in_flight, Iterable) else (n_in_flight,) * n_stages
-    for name, count in (*(("n_in_flight", one) for one in held), ("copies", copies)):
-        if not isinstance(count, int) or count < 1:
-            raise ModelError(
-                f"balance: {name} is {count!r}; it must be a whole number of at least 1", values={name: count}
-            )
+    n_stages = check_stages(n_stages, len(layers))  # before the measurement, which takes a while
+    given = listed(n_in_flight)
+    held = tuple(_count("n_in_flight", one) for one in ([n_in_flight] * n_stages if given is None else given))
+    copies = _count("copies", copies)
     if len(held) != n_stages:
         raise ModelError(
             f"balance: n_in_flight has {len(held)} numbers, but there are {n_stages} stages",
@@ -150,6 +148,13 @@ def balance(
     else:
         sizes = partition_by_stage([[layer.memory(count, copies) for layer in measured] for count in held])
     return Balance(measured, tuple(sizes), by, held, copies)
+
+
+def _count(name: str, value: object) -> int:
+    count = whole(value)
+    if count is None or count < 1:
+        raise ModelError(f"balance: {name} is {value!r}; it must be a whole number of at least 1", values={name: value})
+    return count
 
 
 # --- The table -------------------------------------------------------------------------------------

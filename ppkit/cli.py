@@ -117,7 +117,12 @@ def _at_least_1(text: str) -> int:
 
 
 def _grade(arguments: argparse.Namespace) -> int:
-    return _grade_class(arguments) if arguments.path.is_dir() else _grade_notebook(arguments)
+    grade, others, why = _grade_notebook, ("output", "jobs"), "for a folder only, which it is not"
+    if arguments.path.is_dir():
+        grade, others, why = _grade_class, ("json", "html"), "for a notebook only, and it is a folder"
+    if given := [f"--{name}" for name in others if getattr(arguments, name) is not None]:
+        raise PpkitError(f"{arguments.path}: leave out {' and '.join(given)}, {why}")
+    return grade(arguments)
 
 
 def _grade_notebook(arguments: argparse.Namespace) -> int:
@@ -162,7 +167,7 @@ def _grade_class(arguments: argparse.Namespace) -> int:
         print(f"{one.learner}: {result}" + (f", {flagged} to be looked at" if flagged else ""))
     for (lab, task, mistake), times in count_mistakes(outcomes).most_common(10):
         print(f"  {times:3} × {lab}, {task}: {mistake}")
-    print(f"wrote {grades} and {mistakes}; a page for each in {folder / 'reports'}")
+    print(f"wrote {grades} and {mistakes}; a page for each that was graded in {folder / 'reports'}")
     return DONE if all(one.grade for one in outcomes) else FAILED
 
 

@@ -153,11 +153,20 @@ def compare(first: Timeline, second: Timeline) -> Comparison:
 
     Where the communication of one of them names no stage, as that of plain PyTorch does, messages pair by their
     rank, peer and order, and collectives by their rank and order.
+
+    Raises:
+        TimelineError: the second is no timeline, or they have different units.
     """
     given: Any = second
     if not isinstance(given, Timeline):
         raise TimelineError(
             f"compare() takes a Timeline, such as simulate(schedule) or run.timeline; got {kind_of(given)}"
+        )
+    units = [timeline.notes.get("unit", "seconds") for timeline in (first, second)]
+    if units[0] != units[1]:
+        raise TimelineError(
+            f"compare(): the first timeline is in {units[0]}, the second in {units[1]}; compare two in the same unit",
+            values={"units": units},
         )
     by_order = any(e.stage is None and e.kind in COMM_KINDS for timeline in (first, second) for e in timeline)
     ours, theirs = _keyed(first, by_order), _keyed(second, by_order)

@@ -57,7 +57,8 @@ class Costs:
     replicas takes 2(n−1) such steps with 1/n of the gradients each: 2(n−1)·latency + 2(n−1)/n · bytes / bandwidth.
 
     Raises:
-        CostsError: a value is not a finite number of at least 0 (``bandwidth``: more than 0; sizes: whole).
+        CostsError: a value is not a finite number of at least 0 (``bandwidth``: more than 0; sizes and counts:
+            whole; ``n_replicas`` and ``bucket_bytes``: of at least 1).
     """
 
     forward: PerStage = 1.0
@@ -86,12 +87,6 @@ class Costs:
             else:
                 checked = _per_stage(field.name, value)
             object.__setattr__(self, field.name, checked)
-        if self.bandwidth == 0:
-            raise CostsError("bandwidth must be more than 0 bytes per second, or None for no limit; got 0")
-        if self.bucket_bytes == 0:
-            raise CostsError("bucket_bytes must be more than 0, or None to reduce a stage at once; got 0")
-        if self.n_replicas < 1:
-            raise CostsError("n_replicas must be 1 or more: the pipeline itself is one", values={"n_replicas": 0})
         object.__setattr__(self, "n_replicas", int(self.n_replicas))
         if (self.input_grad is None) != (self.weight_grad is None):
             given, absent = ("input_grad", "weight_grad")[:: 1 if self.weight_grad is None else -1]
@@ -230,6 +225,14 @@ _ALWAYS = ("forward", "backward")  # what every simulation uses; the rest is sho
 _LEFT_OUT = {"gradient_bytes": "parameter_bytes", "leftover_bytes": "stored_bytes", "stored_bytes": "activation_bytes"}
 
 
+# Where 0 won't do either, what will.
+_ABOVE_ZERO = {
+    "bandwidth": "a finite number of bytes per second above 0, or None for no limit",
+    "n_replicas": "a whole number of at least 1: the pipeline itself is one",
+    "bucket_bytes": "a whole number of at least 1, or None to reduce a stage at once",
+}
+
+
 def _per_stage(name: str, value: Any) -> float | tuple[float, ...]:
     several = listed(value)
     return _number(name, value, value) if several is None else tuple(_number(name, item, value) for item in several)
@@ -239,8 +242,9 @@ def _number(name: str, item: Any, value: Any) -> float:
     """``item``, one of ``value``, as a float; CostsError if it cannot be a duration or a size."""
     number = real(item)
     counts = name.endswith("_bytes") or name == "n_replicas"
-    if not (0 <= number < math.inf and (not counts or number.is_integer())):
-        what = "whole number" if counts else "finite number"
+    enough = number > 0 if name in _ABOVE_ZERO else number >= 0
+    if not (enough and number < math.inf and (not counts or number.is_integer())):
+        what = _ABOVE_ZERO.get(name) or f"a {'whole' if counts else 'finite'} number of at least 0"
         among = "" if item is value else f" in {value!r}"
-        raise CostsError(f"{name} must be a {what} of at least 0; got {item!r}{among}", values={name: value})
+        raise CostsError(f"{name} must be {what}; got {item!r}{among}", values={name: value})
     return number

@@ -46,7 +46,11 @@ def _is_action(text: str) -> bool:
 def parse(text: str, name: str) -> Schedule:
     """The schedule in CSV ``text``: a row for each rank, an action a cell, blank where the rank idles."""
     text = text.removeprefix("\ufeff")  # the mark that spreadsheets put first
-    rows = [_row(line, cells) for line, cells in enumerate(csv.reader(text.rstrip().splitlines()), start=1)]
+    try:
+        table = list(csv.reader(text.rstrip().splitlines()))
+    except csv.Error as error:  # a cell longer than csv takes
+        raise ScheduleError(f"this is no CSV of actions: {error}; a cell holds one action, such as 0F0") from None
+    rows = [_row(line, cells) for line, cells in enumerate(table, start=1)]
     everything = [action for row in rows for action in row]
     if not everything:
         raise ScheduleError("the CSV holds no action: it needs a row for each rank, with actions such as 0F0")

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppkit.values import whole
+from ppkit.units import kind_of
+from ppkit.values import seed_of, whole
 from ppkit.vocabulary import DataError, Vocabulary
 
 __all__ = [
@@ -50,14 +51,16 @@ def digits(
         images ``[N, 64]``, row by row, from 0 (paper) to 1 (ink), and labels ``[N]``, int64, 0..9.
 
     Raises:
-        DataError: unknown split, or more images than it has.
+        DataError: unknown split or dtype, or more images than it has.
 
     Source: E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, https://doi.org/10.24432/C50P49, licensed CC BY 4.0; the 1,797 images that scikit-learn ships.
     """
+    if not isinstance(dtype, torch.dtype):
+        raise DataError(f"digits: dtype is {dtype!r}; it must be one of torch's, such as torch.float64")
     packed = gzip.decompress((Path(__file__).parent / "_data" / "digits.bin.gz").read_bytes())
     table = torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(-1, 65)  # 64 pixels and a label each
-    table = table[_part(_permutation(len(table)), split, n_test=360, take=n_images, what="images")]
+    table = table[_part(_permutation(len(table)), split, n_test=360, take=n_images, where="digits: n_images")]
     return table[:, :64].to(dtype) / 16, table[:, 64].to(torch.int64)
 
 
@@ -77,9 +80,14 @@ def batches(
         an iterator of ``(inputs [B, ...], targets [B, ...])``.
 
     Raises:
-        DataError: no rows in a batch, or inputs and targets that don't pair.
+        DataError: no rows in a batch, inputs and targets that don't pair or have no rows, or a seed that cannot be.
     """
-    _check_whole("batches", batch_size=batch_size, **({} if seed is None else {"seed": seed}))
+    _check_whole("batches", batch_size=batch_size)
+    if seed is not None and seed_of(seed) is None:
+        raise DataError(f"batches: seed is {seed!r}; it must be a whole number of at most 64 bits, or None")
+    for name, rows in (("inputs", inputs), ("targets", targets)):
+        if not getattr(rows, "shape", ()):
+            raise DataError(f"batches: {name} must be a tensor with rows, shape [N, ...]; got {kind_of(rows)}")
     if batch_size < 1:
         raise DataError(f"batches: batch_size is {batch_size}; it must be at least 1")
     if len(inputs) != len(targets):
@@ -244,7 +252,7 @@ def numbers_as_words(
     if not 9 <= maximum <= 999_999:
         raise DataError(f"numbers_as_words: maximum is {maximum}; it must be in 9..999999")
     order = _permutation(maximum + 1)
-    numbers = _part(order, split, n_test=len(order) // 10, take=n_pairs, what="pairs").tolist()
+    numbers = _part(order, split, n_test=len(order) // 10, take=n_pairs, where="numbers_as_words: n_pairs").tolist()
     n_digits = len(str(maximum))
     n_words = _MOST_WORDS[n_digits - 1]
     sources = [_padded(DIGITS._tokens(str(number)), n_digits) for number in numbers]
@@ -261,7 +269,7 @@ def _padded(tokens: list[int], length: int) -> list[int]:
 
 def _permutation(n: int, seed: int = 0) -> Tensor:
     """A shuffled 0..n-1 that depends on the seed alone and leaves the caller's random numbers as they are."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int(seed)))
 
 
 def _check_whole(where: str, **numbers: object) -> None:
@@ -275,15 +283,19 @@ def _check_split(split: str) -> None:
         raise DataError(f'split is {split!r}; use "train" or "test"')
 
 
-def _part(order: Tensor, split: str, *, n_test: int, take: int | None, what: str) -> Tensor:
-    """The test rows are the last ``n_test`` of the order, the training rows all before them."""
+def _part(order: Tensor, split: str, *, n_test: int, take: int | None, where: str) -> Tensor:
+    """The test rows are the last ``n_test`` of the order, the training rows all before them.
+
+    ``where`` is the function and its parameter that ``take`` comes from, such as ``"digits: n_images"``.
+    """
     _check_split(split)
     rows = order[:-n_test] if split == "train" else order[-n_test:]
     take = len(rows) if take is None else take
-    _check_whole(what, asked=take)
+    function, name = where.split(": ")
+    _check_whole(function, **{name: take})
     if not 1 <= take <= len(rows):
         raise DataError(
-            f"asked for {take} {what}, but the {split} split has {len(rows)}; use 1..{len(rows)}",
+            f"{function}: asked for {take} {name[2:]}, but the {split} split has {len(rows)}; use 1..{len(rows)}",
             values={"asked": take, "available": len(rows)},
         )
     return rows[:take]

@@ -65,7 +65,7 @@ class Emulation:
 
     Args:
         forward: seconds of a stage's forward; a number, or one for each stage; None leaves it as long as it takes.
-        backward: seconds of a full backward, likewise.
+        backward: seconds of a full backward, likewise; left out: the sum of the next two, where both are given.
         input_grad, weight_grad: seconds of a backward for the inputs alone or the weights alone; half of
             `backward` where they are not given.
         optimizer: seconds of an optimizer's step, likewise.
@@ -114,6 +114,9 @@ class Emulation:
             own = self._of_stage("input_grad" if kind == "I" else "weight_grad", stage)
             full = self._of_stage("backward", stage)
             return own if own is not None or full is None else full / 2
+        if kind == "B" and self.backward is None:
+            own, other = self._of_stage("input_grad", stage), self._of_stage("weight_grad", stage)
+            return None if own is None or other is None else own + other
         return self._of_stage({"F": "forward", "B": "backward", "OPTIM": "optimizer"}[kind], stage)
 
     def _of_stage(self, name: str, stage: int) -> float | None:
@@ -129,7 +132,7 @@ class Emulation:
             for name, label in names.items()
             if getattr(self, name) is not None
         ]
-        parts += ["layer by layer"] * (self.per_layer and self.backward is not None)
+        parts += ["layer by layer"] * (self.per_layer and self.seconds("B", 0) is not None)
         return ", ".join(parts + [str(self.link)] * (self.link != Link()) or ["nothing slowed down"])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from operator import index
+from itertools import chain
+from operator import attrgetter, index
 from typing import Any, NamedTuple
 
 from ppkit.errors import TimelineError
@@ -15,6 +16,10 @@ __all__ = ["COMM_KINDS", "COMPUTE_KINDS", "Event", "check_events", "check_fields
 COMPUTE_KINDS = ("F", "B", "I", "W", "OPTIM", "COMPUTE")
 COMM_KINDS = ("SEND", "RECV", "WAIT", "COLLECTIVE")
 _KINDS = frozenset(COMPUTE_KINDS + COMM_KINDS)
+_MOST_RANKS = 1_000_000  # each takes a row of its own: more is a mistake, and would take all memory
+_WHOLE = ("rank", "stage", "microbatch", "peer", "message")  # fields that are whole numbers, or None
+_PLAIN = {int, type(None)}
+_numbers = attrgetter(*_WHOLE)
 _NAMES = {"COMPUTE": "compute", "WAIT": "wait", "COLLECTIVE": "collective"}
 
 
@@ -81,6 +86,10 @@ def check_fields(n_ranks: Any, events: Any, name: Any, notes: Any) -> int:
     count = whole(n_ranks)
     if count is None or count < 1:
         raise TimelineError(f"a timeline has at least one rank; got n_ranks={n_ranks!r}", values={"n_ranks": n_ranks})
+    if count > _MOST_RANKS:
+        raise TimelineError(
+            f"a timeline has at most {_MOST_RANKS:,} ranks; got n_ranks={count}", values={"n_ranks": count}
+        )
     if not isinstance(events, Iterable):
         raise TimelineError(f"a timeline's events must be a list of Event; got {events!r}")
     if not isinstance(name, str):
@@ -104,7 +113,13 @@ def check_events(events: Sequence[Event], n_ranks: int) -> None:
                 and event.nbytes >= 0
                 and (event.held_until is None or event.held_until >= event.start)
             ):
-                raise _complaint(event, n_ranks)
+                raise _complaint(event, _mistake(event, n_ranks))
+        # Their types all at once: nearly every timeline holds plain numbers alone.
+        if not set(map(type, chain.from_iterable(map(_numbers, events)))) <= _PLAIN:
+            for event in events:
+                for name, value in zip(_WHOLE, _numbers(event), strict=True):
+                    if value is not None and whole(value) is None:
+                        raise _complaint(event, f"{name} {value!r} is no whole number")
     except (TypeError, AttributeError) as error:
         raise TimelineError(
             f"not an event of a timeline: {event!r} ({error}); ranks are integers, times are seconds",
@@ -112,19 +127,21 @@ def check_events(events: Sequence[Event], n_ranks: int) -> None:
         ) from error
 
 
-def _complaint(event: Event, n_ranks: int) -> TimelineError:
+def _mistake(event: Event, n_ranks: int) -> str:
     if event.kind not in _KINDS:
-        what = f"unknown kind {event.kind!r}; it is one of {', '.join(COMPUTE_KINDS + COMM_KINDS)}"
-    elif not 0 <= event.rank < n_ranks:
-        what = f"rank {event.rank} is out of range; the timeline has ranks 0 to {n_ranks - 1}"
-    elif not (math.isfinite(event.start) and math.isfinite(event.end)):
-        what = f"start {event.start} s and end {event.end} s must be finite numbers"
-    elif event.end < event.start:
-        what = f"it ends at {event.end} s, before its start at {event.start} s"
-    elif not event.nbytes >= 0:
-        what = f"nbytes {event.nbytes} is negative"
-    else:
-        what = f"held_until {event.held_until} s is before its start at {event.start} s"
+        return f"unknown kind {event.kind!r}; it is one of {', '.join(COMPUTE_KINDS + COMM_KINDS)}"
+    if not 0 <= event.rank < n_ranks:
+        return f"rank {event.rank} is out of range; the timeline has ranks 0 to {n_ranks - 1}"
+    if not (math.isfinite(event.start) and math.isfinite(event.end)):
+        return f"start {event.start} s and end {event.end} s must be finite numbers"
+    if event.end < event.start:
+        return f"it ends at {event.end} s, before its start at {event.start} s"
+    if not event.nbytes >= 0:
+        return f"nbytes {event.nbytes} is negative"
+    return f"held_until {event.held_until} s is before its start at {event.start} s"
+
+
+def _complaint(event: Event, what: str) -> TimelineError:
     # By hand: .label needs a known kind.
     place = "".join(f", {key} {value}" for key, value in _place(event) if value is not None)
     return TimelineError(

@@ -74,7 +74,7 @@ def from_json(text: str) -> Timeline:
 def _document(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TimelineError(
             f"this is not JSON: {error}; from_json takes the text that to_json() returned, not a path"
         ) from error

@@ -92,8 +92,8 @@ class Hybrid:
             targets: likewise, on the rank of its last stage.
 
         Returns:
-            on the ranks of the last stage: this replica's part of the loss, as a share of the whole batch's; the sum
-            over the replicas is the loss of the batch. None elsewhere.
+            on the ranks of the last stage: this replica's loss and those of its micro-batches, each times the replica's
+            share of the batch; so the sum of `loss` over the replicas is the loss of the batch. None elsewhere.
         """
         if self._has_last:
             mine = torch.tensor(float(self._weight_of(targets)), dtype=torch.float64, device=self._device_of())

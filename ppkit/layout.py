@@ -174,8 +174,8 @@ def _own_modules(rank: int, mine: Sequence[int], modules: Any) -> dict[int, nn.M
                 values={"stages": list(mine)},
             )
         given = dict(zip(mine, given, strict=True))
-    if sorted(given) != list(mine) or not all(isinstance(module, nn.Module) for module in given.values()):
-        got = ", ".join(f"{stage}: {type(module).__name__}" for stage, module in given.items())
+    if set(given) != set(mine) or not all(isinstance(module, nn.Module) for module in given.values()):
+        got = ", ".join(f"{stage!r}: {type(module).__name__}" for stage, module in given.items())
         raise PipelineError(
             f"rank {rank} has the stages {list(mine)} and needs one module for each; got {{{got}}}",
             rank=rank,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppkit.errors import PpkitError
 from ppkit.timeline import Timeline
+from ppkit.values import whole
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,9 +50,10 @@ class Mesh:
 
     def __post_init__(self) -> None:
         for name in ("n_replicas", "n_stages"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise MeshError(f"{name} is {size!r}; a mesh has at least one", values={name: size})
+            size = whole(given := getattr(self, name))
+            if size is None or size < 1:
+                raise MeshError(f"{name} is {given!r}; it must be a whole number of at least 1", values={name: given})
+            object.__setattr__(self, name, size)
 
     @property
     def n_ranks(self) -> int:
@@ -176,10 +178,11 @@ def by_replica(timeline: Timeline, n_replicas: int) -> Timeline:
     Raises:
         MeshError: the ranks cannot be divided among so many replicas.
     """
-    if not isinstance(n_replicas, int) or n_replicas < 1 or timeline.n_ranks % n_replicas:
+    rows = whole(n_replicas)
+    if rows is None or rows < 1 or timeline.n_ranks % rows:
         raise MeshError(
             f"{timeline.n_ranks} ranks cannot be divided among {n_replicas} replicas",
             values={"n_ranks": timeline.n_ranks, "n_replicas": n_replicas},
         )
-    roles = mesh_roles(n_replicas, timeline.n_ranks // n_replicas)
+    roles = mesh_roles(rows, timeline.n_ranks // rows)
     return replace(timeline, notes={**timeline.notes, **roles})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from ppkit.layers import (
 from ppkit.partition import equal_sizes, partition
 from ppkit.skips import Pop, Stash
 from ppkit.units import kind_of
-from ppkit.values import whole
+from ppkit.values import listed, seed_of, whole
 
 __all__ = [
     "mlp",
@@ -97,10 +97,10 @@ def mlp(
         ``n_layers`` blocks; a split may cut between any two.
 
     Raises:
-        ModelError: a size below 1.
+        ModelError: a size below 1, or a seed or dtype that cannot be.
     """
     check_sizes(n_inputs=n_inputs, width=width, n_outputs=n_outputs, n_layers=n_layers)
-    with _seeded(seed):
+    with _seeded(seed, dtype):
         widths = [n_inputs, *[width] * (n_layers - 1)]
         hidden = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
         return nn.Sequential(*hidden, nn.Linear(widths[-1], n_outputs)).to(dtype)
@@ -125,10 +125,10 @@ def unet(width: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float32) -
         five blocks; a split may cut between any two, and `ppkit.skips` carries the skips over.
 
     Raises:
-        ModelError: a width below 1.
+        ModelError: a width below 1, or a seed or dtype that cannot be.
     """
     check_sizes(width=width)
-    with _seeded(seed):
+    with _seeded(seed, dtype):
         return nn.Sequential(
             nn.Sequential(convolutions(1, width), Stash("large")),
             nn.Sequential(nn.MaxPool2d(2), convolutions(width, 2 * width), Stash("small")),
@@ -155,7 +155,8 @@ class TransformerLM(Blocks):
         dtype: of the parameters; in float64 they are the float32 ones, exactly.
 
     Raises:
-        ModelError: a size below 1, or heads that don't divide the width; on a call, T above the length.
+        ModelError: a size below 1, heads that don't divide the width, a seed or dtype that cannot be; on a call,
+            T above the length.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class TransformerLM(Blocks):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_sizes(vocabulary_size=vocabulary_size, length=length, n_layers=n_layers)
-        with _seeded(seed):
+        with _seeded(seed, dtype):
             embedding = Embedding(vocabulary_size, length, width)
             layers = [CausalLayer(width, n_heads) for _ in range(n_layers)]
             head = Head(width, vocabulary_size)
@@ -208,7 +209,8 @@ class EncoderDecoder(Blocks):
         dtype: of the parameters; in float64 they are the float32 ones, exactly.
 
     Raises:
-        ModelError: a size below 1, or heads that don't divide the width; on a call, S or T above the length.
+        ModelError: a size below 1, heads that don't divide the width, a seed or dtype that cannot be; on a call,
+            S or T above the length.
     """
 
     def __init__(
@@ -228,7 +230,7 @@ class EncoderDecoder(Blocks):
         check_sizes(source_vocabulary=source_vocabulary, target_vocabulary=target_vocabulary)
         check_sizes(source_length=source_length, target_length=target_length)
         check_sizes(n_encoder_layers=n_encoder_layers, n_decoder_layers=n_decoder_layers)
-        with _seeded(seed):
+        with _seeded(seed, dtype):
             source = Embedding(source_vocabulary, source_length, width)
             target = Embedding(target_vocabulary, target_length, width)
             encoder = [EncoderLayer(width, n_heads) for _ in range(n_encoder_layers)]
@@ -284,30 +286,40 @@ def split(model: nn.Sequential, n_stages: int, by: str | Sequence[int] = "parame
     if not isinstance(model, nn.Sequential):
         raise ModelError(f"split: takes an nn.Sequential of blocks, got {kind_of(model)}")
     n_blocks = len(model)
-    if not 1 <= (whole(n_stages) or 0) <= n_blocks:
+    count = whole(n_stages)
+    if count is None or not 1 <= count <= n_blocks:
+        blocks, stages = ("block", "1 stage") if n_blocks == 1 else ("blocks", f"1..{n_blocks} stages")
+        use = f"use {stages} or a deeper model" if n_blocks else "give it at least one"
         raise ModelError(
-            f"split: n_stages is {n_stages!r}, but this model has {n_blocks} blocks and each stage needs one; "
-            f"use 1..{n_blocks} stages or a deeper model",
+            f"split: n_stages is {n_stages!r}, but this model has {n_blocks} {blocks} and each stage needs one; {use}",
             values={"n_stages": n_stages, "n_blocks": n_blocks},
         )
-    if by == "parameters":
-        sizes = partition([n_parameters(block) for block in model], n_stages)
-    elif by == "layers":
-        sizes = equal_sizes(n_blocks, n_stages)
-    elif isinstance(by, str):
-        raise ModelError(f'split: by is {by!r}; use "parameters", "layers" or a list of sizes')
-    else:
-        sizes = list(by)
-        if len(sizes) != n_stages or sum(sizes) != n_blocks or min(sizes) < 1:
-            raise ModelError(
-                f"split: sizes {sizes} are {len(sizes)} stages of {sum(sizes)} blocks in all; they must be "
-                f"{n_stages} numbers, each at least 1, that sum up to the model's {n_blocks} blocks",
-                values={"sizes": sizes, "n_stages": n_stages, "n_blocks": n_blocks},
-            )
+    sizes = _sizes(model, count, by)
     kind = Blocks if isinstance(model, Blocks) else nn.Sequential
-    blocks = list(model._modules.items())  # named_children() would leave out a block that is used twice
-    ends = [sum(sizes[: stage + 1]) for stage in range(n_stages)]
-    return [kind(OrderedDict(blocks[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
+    named = list(model._modules.items())  # named_children() would leave out a block that is used twice
+    return [kind(OrderedDict(named[end - size : end])) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _sizes(model: nn.Sequential, n_stages: int, by: Any) -> list[int]:
+    """How many blocks each stage has; ModelError where ``by`` says something else."""
+    if isinstance(by, str):
+        if by == "parameters":
+            return partition([n_parameters(block) for block in model], n_stages)
+        if by == "layers":
+            return equal_sizes(len(model), n_stages)
+    given = listed(by)
+    if given is None:
+        raise ModelError(f'split: by is {by!r}; use "parameters", "layers" or a list of sizes')
+    sizes = [size for size in map(whole, given) if size is not None]
+    if len(sizes) != len(given):
+        raise ModelError(f"split: sizes {given} must be {n_stages} whole numbers, each at least 1")
+    if len(sizes) != n_stages or sum(sizes) != len(model) or min(sizes) < 1:
+        raise ModelError(
+            f"split: sizes {sizes} are {len(sizes)} stages of {sum(sizes)} blocks in all; they must be "
+            f"{n_stages} numbers, each at least 1, that sum up to the model's {len(model)} blocks",
+            values={"sizes": sizes, "n_stages": n_stages, "n_blocks": len(model)},
+        )
+    return sizes
 
 
 def n_parameters(module: nn.Module) -> int:
@@ -338,8 +350,16 @@ def parameter_bytes(module: nn.Module) -> int:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Initial weights from the seed, made on the CPU: alike everywhere, and no one else's numbers change."""
+def _seeded(seed: int, dtype: torch.dtype) -> Iterator[None]:
+    """Initial weights from the seed, made on the CPU: alike everywhere, and no one else's numbers change.
+
+    Before a model is made, what it is made with is checked: ModelError if the seed or the dtype cannot be.
+    """
+    number = seed_of(seed)
+    if number is None:
+        raise ModelError(f"seed is {seed!r}; it must be a whole number of at most 64 bits", values={"seed": seed})
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ModelError(f"dtype is {dtype!r}; it must be one of torch's for parameters, such as torch.float64")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+        torch.default_generator.manual_seed(number)  # torch.manual_seed would reseed the GPUs too
         yield

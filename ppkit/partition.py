@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from numbers import Real
-from typing import Any
 
 from ppkit.errors import CostsError
+from ppkit.values import listed, real, whole
 
 __all__ = ["equal_sizes", "partition", "partition_by_stage", "stage_sums"]
 
@@ -34,12 +33,14 @@ def partition(costs: Sequence[float], n_stages: int) -> list[int]:
     Raises:
         CostsError: a cost is negative or not finite, or there are fewer layers than stages.
     """
-    given: list[Any] = list(costs)
+    given = listed(costs)
+    if given is None:
+        raise CostsError(f"partition: costs is {costs!r}; give a list with the cost of each layer")
     for layer, cost in enumerate(given):
-        if not (isinstance(cost, Real) and 0 <= float(cost) < math.inf):
+        if not 0 <= real(cost) < math.inf:
             raise CostsError(f"partition: layer {layer} costs {cost!r}; a cost is a finite number of at least 0")
-    check_stages(n_stages, len(given))
-    return partition_by_stage([[float(cost) for cost in given]] * n_stages)
+    count = check_stages(n_stages, len(given))
+    return partition_by_stage([[real(cost) for cost in given]] * count)
 
 
 def partition_by_stage(costs: Sequence[Sequence[float]]) -> list[int]:
@@ -70,8 +71,8 @@ def equal_sizes(n_layers: int, n_stages: int) -> list[int]:
     Raises:
         CostsError: fewer layers than stages.
     """
-    check_stages(n_stages, n_layers)
-    return [n_layers // n_stages + (stage < n_layers % n_stages) for stage in range(n_stages)]
+    count = check_stages(n_stages, n_layers)
+    return [n_layers // count + (stage < n_layers % count) for stage in range(count)]
 
 
 def stage_sums(costs: Sequence[float], sizes: Sequence[int]) -> list[float]:
@@ -80,11 +81,15 @@ def stage_sums(costs: Sequence[float], sizes: Sequence[int]) -> list[float]:
     return [sum(costs[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
-def check_stages(n_stages: int, n_layers: int) -> None:
-    """Refuse a number of stages that the layers cannot fill."""
-    if isinstance(n_stages, bool) or not isinstance(n_stages, int) or not 1 <= n_stages <= n_layers:
+def check_stages(n_stages: int, n_layers: int) -> int:
+    """The number of stages as an int; CostsError if the layers cannot fill so many."""
+    count = whole(n_stages)
+    if count is None or not 1 <= count <= n_layers:
+        there = "is 1 layer" if n_layers == 1 else f"are {n_layers or 'no'} layers"
+        stages = "1 stage" if n_layers == 1 else f"1..{n_layers} stages"
+        use = f"use {stages}, or cut the model in more layers" if n_layers else "give it at least one"
         raise CostsError(
-            f"n_stages is {n_stages!r}, but there are {n_layers} layers and each stage needs one; "
-            f"use 1..{n_layers} stages, or cut the model in more layers",
+            f"n_stages is {n_stages!r}, but there {there} and each stage needs one; {use}",
             values={"n_stages": n_stages, "n_layers": n_layers},
         )
+    return count

@@ -9,6 +9,7 @@ from ppkit.drafts import Draft
 from ppkit.plans import MOST_DEVICES, Machine, Model, Option, Plan, PlanError, Rejected
 from ppkit.quick import SCHEDULES, forget
 from ppkit.units import bytes_text, kind_of
+from ppkit.values import whole
 from ppkit.ways import Step, Way, impossible, ways
 
 __all__ = ["Machine", "Model", "Option", "Plan", "PlanError", "Rejected", "estimate", "plan"]
@@ -25,8 +26,8 @@ def plan(model: Model, machine: Machine, batch: int) -> Plan:
     with the optimizer's state cut (``ZeRO-1``), pipelines, and replicas of pipelines, on all or on fewer devices: d
     replicas of p stages where d·p divides their number. Where the machine has nodes, each of these with tensor
     parallelism too (``TP``), in groups of t devices of a node, where t·d·p divides the number. Of each, the number of
-    micro-batches is tried in powers of 2 up to 8 p (one stage: up to the batch), and the fastest that fits is kept.
-    Interleaved ranks have two to four chunks, whichever is fastest.
+    micro-batches is tried in powers of 2 up to 8 p (one stage: up to a replica's share of the batch), and the fastest
+    that fits is kept. Interleaved ranks have two to four chunks, whichever is fastest.
 
     Tensor parallelism divides parameters, arithmetic and most activations by t; a layer all-reduces its activations
     twice in the forward and twice in the backward, and waits for that (Megatron-LM, arXiv 1909.08053).
@@ -44,7 +45,7 @@ def plan(model: Model, machine: Machine, batch: int) -> Plan:
     Raises:
         PlanError: no such batch, or too many devices.
     """
-    _check_question(model, machine, batch)
+    batch = _check_question(model, machine, batch)
     if machine.n_devices > MOST_DEVICES:
         raise PlanError(
             f"n_devices={machine.n_devices}: a plan compares all ways on at most {MOST_DEVICES}; for more, ask "
@@ -95,33 +96,45 @@ def estimate(
         zero: cut the optimizer's state over the replicas: ZeRO-1.
 
     Raises:
-        PlanError: no such schedule or number, or the model, batch or machine cannot be divided so.
+        PlanError: no such schedule, number or truth value, or the model, batch or machine cannot be divided so.
     """
-    _check_question(model, machine, batch)
-    counts = {"n_microbatches": n_microbatches, "n_stages": n_stages, "n_replicas": n_replicas, "n_tensor": n_tensor}
-    for name, count in (counts | {"n_chunks": n_chunks}).items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise PlanError(f"{name}={count!r}: a whole number of at least 1", values={name: count})
-    if schedule not in SCHEDULES:
+    batch = _check_question(model, machine, batch)
+    n_microbatches = _count("n_microbatches", n_microbatches)
+    n_stages, n_replicas = _count("n_stages", n_stages), _count("n_replicas", n_replicas)
+    n_tensor, n_chunks = _count("n_tensor", n_tensor), _count("n_chunks", n_chunks)
+    if not isinstance(zero, bool):
+        raise PlanError(f"zero={zero!r}: it must be True or False", values={"zero": zero})
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise PlanError(f"no schedule {schedule!r}: it is one of {', '.join(SCHEDULES)}")
     chunks = n_chunks if schedule == "interleaved 1F1B" and n_stages > 1 else 1
     way = Way(schedule if n_stages > 1 else "", n_stages, n_replicas, n_tensor, chunks)
     why = impossible(way, model, batch)
     if not why and n_tensor * n_stages * n_replicas > machine.n_devices:
         why = f"needs {n_tensor * n_stages * n_replicas} devices, but there are {machine.n_devices}"
-    if not why and n_microbatches > math.ceil(batch / n_replicas):
-        why = f"needs a sample for each of {n_microbatches} micro-batches, but a replica has {batch // n_replicas}"
+    rows = math.ceil(batch / n_replicas)
+    if not why and n_microbatches > rows:
+        why = f"needs a sample for each of {n_microbatches} micro-batches, but a replica has {rows}"
     if why:
+        counts = {
+            "n_microbatches": n_microbatches, "n_stages": n_stages, "n_replicas": n_replicas, "n_tensor": n_tensor
+        }  # fmt: skip
         raise PlanError(f"{way}: {why}", values=counts)
     return Draft(Step(way, n_microbatches, model, machine, batch, zero and n_replicas > 1)).option
 
 
-def _check_question(model: object, machine: object, batch: object) -> None:
+def _check_question(model: object, machine: object, batch: object) -> int:
+    """The batch as an int; PlanError where one of the three is something else."""
     for name, value, kind in (("model", model, Model), ("machine", machine, Machine)):
         if not isinstance(value, kind):
             raise PlanError(f"{name} is {kind_of(value)}; the arguments are a Model, a Machine and the batch")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise PlanError(f"batch={batch!r}: a whole number of samples, at least 1", values={"batch": batch})
+    return _count("batch", batch, "a whole number of samples, at least 1")
+
+
+def _count(name: str, value: object, kind: str = "a whole number of at least 1") -> int:
+    count = whole(value)
+    if count is None or count < 1:
+        raise PlanError(f"{name}={value!r}: {kind}", values={name: value})
+    return count
 
 
 def _chunked(way: Way, model: Model) -> list[Way]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ppkit.errors import PpkitError
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
+from ppkit.values import real
 
 __all__ = ["MOST_DEVICES", "Machine", "Model", "Option", "Plan", "PlanError", "Rejected"]
 
@@ -128,9 +129,9 @@ def _check(given: Model | Machine, counts: Sequence[str], above_zero: Sequence[s
             if not isinstance(value, bool):
                 raise PlanError(f"{type(given).__name__}({name}={value!r}): {name} must be True or False")
             continue
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        whole = numeric and value >= 1 and value == int(value)
-        if not numeric or value < 0 or (name in above_zero and not value) or (name in counts and not whole):
+        amount = real(value)  # of NumPy's numbers too
+        whole = 1 <= amount < math.inf and amount.is_integer()
+        if not 0 <= amount < math.inf or (name in above_zero and not amount) or (name in counts and not whole):
             kind = "whole number of at least 1" if name in counts else "finite number"
             bound = " above 0" if name in above_zero else "" if name in counts else " of at least 0"
             raise PlanError(
@@ -138,6 +139,8 @@ def _check(given: Model | Machine, counts: Sequence[str], above_zero: Sequence[s
             )
         if name in counts:  # written as 175e9, say
             object.__setattr__(given, name, int(value))
+        elif not isinstance(value, (int, float)):
+            object.__setattr__(given, name, int(amount) if amount.is_integer() else amount)
 
 
 @dataclass(frozen=True, repr=False)

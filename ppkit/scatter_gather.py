@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ppkit.errors import LaunchError
 from ppkit.event import Event
 from ppkit.timeline import Timeline
+from ppkit.values import listed
 
 __all__ = ["DataParallel", "gather", "parallel_apply", "replicate", "scatter", "watch"]
 
@@ -166,15 +167,20 @@ class DataParallel(nn.Module):
         timeline: when the parts of the last call ran; each replica is a row.
 
     Raises:
-        LaunchError: there is no device.
+        LaunchError: there is no device, or one that torch does not know.
     """
 
     def __init__(self, module: nn.Module, devices: Sequence[torch.device | str]) -> None:
         super().__init__()
-        if isinstance(devices, str) or not devices:
-            raise LaunchError(f"DataParallel(devices={devices!r}): give one for each replica, such as ['cpu'] * 2")
+        use = "give one for each replica, such as ['cpu'] * 2"
+        given = listed(devices)
+        if not given:
+            raise LaunchError(f"DataParallel(devices={devices!r}): {use}")
+        try:
+            self.devices = [torch.device(device) for device in given]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise LaunchError(f"DataParallel(devices={devices!r}): {error}; {use}") from None
         self.module = module
-        self.devices = [torch.device(device) for device in devices]
         self.timeline: Timeline | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -32,7 +32,7 @@ class Schedule:
         forward_only: it evaluates the model and has no backward; a schedule that trains must have one.
 
     Raises:
-        ScheduleError: a count, a size or a text is wrong. Whether the schedule can run, ``validate()`` says.
+        ScheduleError: a count, a size, a text or a truth value is wrong. Whether it can run, ``validate()`` says.
     """
 
     name: str
@@ -49,6 +49,11 @@ class Schedule:
         if not isinstance(self.name, str):
             raise ScheduleError(f"the name of a schedule must be a text; got {self.name!r}", values={"name": self.name})
         check_size(n_stages=self.n_stages)
+        if not isinstance(self.forward_only, bool):
+            raise ScheduleError(
+                f"forward_only must be True or False; got {self.forward_only!r}",
+                values={"forward_only": self.forward_only},
+            )
         object.__setattr__(self, "actions", _rows(self.actions, self.n_ranks))
         object.__setattr__(self, "stage_to_rank", _ranks(self.stage_to_rank, self.n_stages, self.n_ranks))
 
@@ -147,6 +152,9 @@ class Schedule:
             comms: False: torch's ``compute_only`` format, a column for each tick, blank where the rank idles;
                 torch adds the communication, ``REDUCE`` included. True: its ``compute_comms`` format, with every
                 action of ``with_comms()`` and no blanks.
+
+        Raises:
+            ScheduleError: with ``comms``, the schedule is not valid.
         """
         rows: Sequence[Row] = self.with_comms().actions if comms else self.compute_only().ticks()
         cells = ([str(cell or "").replace("REDUCE", "REDUCE_GRAD") for cell in row] for row in rows)
@@ -156,7 +164,8 @@ class Schedule:
     def from_csv(cls, source: str | Path, name: str | None = None, *, forward_only: bool = False) -> Schedule:
         """The schedule that a CSV text or file holds, as ``to_csv`` and torch write it.
 
-        Stages and micro-batches are counted from the actions; a stage is on the rank that has most of its.
+        Stages and micro-batches are counted from the actions; a stage is on the rank that has most of its actions.
+        A blank cell is an idle tick; the ``.`` of ``grid()`` is none, as torch doesn't read it.
 
         Args:
             source: the text, or the path of a file.
@@ -205,7 +214,7 @@ def _plural(what: str) -> str:
 def _rows(given: Any, n_ranks: int) -> tuple[tuple[Action, ...], ...]:
     rows = listed(given)
     if rows is None or len(rows) != n_ranks:
-        got = repr(given) if rows is None else f"{len(rows)} rows"
+        got = repr(given) if rows is None else f"{len(rows)} row{'s' * (len(rows) != 1)}"
         raise ScheduleError(
             f"actions needs one row of actions for each of the {n_ranks} ranks; got {got}",
             values={"n_ranks": n_ranks},

@@ -11,6 +11,7 @@ from ppkit.errors import CostsError
 from ppkit.event import Event
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text
+from ppkit.values import whole
 
 __all__ = ["bucket_label", "data_parallel_step", "fill_buckets", "ring_seconds", "simulate_data_parallel"]
 
@@ -98,7 +99,9 @@ def simulate_data_parallel(
         backward, gradient_bytes, n_replicas, bucket_bytes, forward, optimizer, latency, bandwidth, overlap
     )
     events = [event for rank in range(n_replicas) for event in _events(rank, own, reduces)]
-    name = f"data parallel, {n_replicas} replicas, {len(reduces)} buckets, {'with' if overlap else 'without'} overlap"
+    counts = ((int(n_replicas), "replica"), (len(reduces), "bucket"))
+    ranks, buckets = (f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
+    name = f"data parallel, {ranks}, {buckets}, {'with' if overlap else 'without'} overlap"
     return Timeline(tuple(events), "simulated", n_replicas, name)
 
 
@@ -147,7 +150,7 @@ def _parts(
         raise CostsError(
             f"backward has {len(seconds)} durations and gradient_bytes {len(sizes)} sizes: give one of each a layer"
         )
-    if isinstance(n_replicas, bool) or not isinstance(n_replicas, int) or n_replicas < 1:
+    if (whole(n_replicas) or 0) < 1:
         raise CostsError(f"n_replicas={n_replicas!r}: a whole number of at least 1")
     if bandwidth is not None and not _check("bandwidth", bandwidth):
         raise CostsError("bandwidth=0: bytes a second above 0, or None for no limit")

@@ -8,15 +8,17 @@ from dataclasses import replace
 from ppkit.errors import TimelineError
 from ppkit.event import Event
 from ppkit.timeline import Timeline
+from ppkit.values import whole
 
 __all__ = ["step"]
 
 
 def step(timeline: Timeline, n: int, *, clip: bool) -> Timeline:
     """Optimizer step ``n`` of the timeline, moved to start at zero; see ``Timeline.step``."""
-    if not isinstance(n, int):
+    asked = whole(n)
+    if asked is None:
         raise TimelineError(f"step({n!r}): it is a whole number, the first step is 0", values={"step": n})
-    index = n + timeline.n_steps if n < 0 else n
+    index = asked + timeline.n_steps if asked < 0 else asked
     if not 0 <= index < timeline.n_steps:
         steps = f"steps 0 to {timeline.n_steps - 1}" if timeline.n_steps else "no optimizer step (no OPTIM event)"
         raise TimelineError(f"no step {n}: the timeline has {steps}", values={"step": n})

@@ -27,8 +27,9 @@ class ParallelMLP(nn.Module):
            └──────► rank 1: x·A₁ᵀ ─GELU─► ·B₁ᵀ ─┴─ all-reduce ─► + bias ─► y      forward
         ∂L/∂x ◄─ all-reduce ◄─ a part from each rank                              backward
 
-    The first matrix is cut by columns, that is, by outputs, so that GELU acts on whole numbers; the second by
-    rows, its inputs, so that each rank uses just what it has computed. Every rank gets the same x and y.
+    The first matrix is cut by columns, that is, by outputs, so that GELU acts on complete sums, not on parts of
+    them; the second by rows, its inputs, so that each rank uses just what it has computed. Every rank gets the same
+    x and y.
 
     Args:
         first: the layer that is cut by outputs: ``[hidden, width]``; whole, with a bias, the same on each rank.

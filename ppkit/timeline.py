@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ppkit.errors import TimelineError
 from ppkit.event import COMM_KINDS, COMPUTE_KINDS, Event, check_events, check_fields
 from ppkit.metrics import busy_seconds, peak_in_flight
 from ppkit.units import duration, percent
+from ppkit.values import real, whole
 
 if TYPE_CHECKING:
     from ppkit.causes import IdleTable
@@ -36,7 +38,8 @@ class Timeline:
             of a timeline that has no seconds, such as ``"time units"``.
 
     Raises:
-        TimelineError: an event has a rank, a kind, a time or a size that cannot be, or the source is unknown.
+        TimelineError: an event has a rank, a kind, a time, a number or a size that cannot be, or the source is
+            unknown.
     """
 
     events: tuple[Event, ...]
@@ -72,10 +75,15 @@ class Timeline:
     # Parts
 
     def of_rank(self, rank: int) -> tuple[Event, ...]:
-        """The events of one rank, by start."""
-        if not 0 <= rank < self.n_ranks:
-            raise TimelineError(f"no rank {rank}: the timeline has ranks 0 to {self.n_ranks - 1}", rank=rank)
-        return self._by_rank[rank]
+        """The events of one rank, by start.
+
+        Raises:
+            TimelineError: there is no such rank.
+        """
+        number = whole(rank)
+        if number is None or not 0 <= number < self.n_ranks:
+            raise TimelineError(f"no rank {rank!r}: the timeline has ranks 0 to {self.n_ranks - 1}", rank=number)
+        return self._by_rank[number]
 
     @cached_property
     def _by_rank(self) -> tuple[tuple[Event, ...], ...]:
@@ -129,8 +137,14 @@ class Timeline:
         return step(self, n, clip=clip)
 
     def shifted(self, start: float = 0.0) -> Timeline:
-        """The same timeline with its first start moved to ``start`` seconds."""
-        by = start - self.start
+        """The same timeline with its first start moved to ``start`` seconds.
+
+        Raises:
+            TimelineError: ``start`` is no finite number.
+        """
+        if not isfinite(to := real(start)):
+            raise TimelineError(f"shifted({start!r}): the new start is a finite number of seconds")
+        by = to - self.start
         return replace(self, events=tuple(_moved(event, by) for event in self.events))
 
     # Metrics
@@ -181,8 +195,8 @@ class Timeline:
         GPipe (arXiv 1811.06965) and the zero-bubble paper (2401.10241) divide by the makespan too. GPipe and
         1F1B with equal stages give (p−1)/(m+p−1). An empty timeline gives 0.
         """
-        whole = self.n_ranks * self.makespan
-        return sum(self.idle) / whole if whole else 0.0
+        available = self.n_ranks * self.makespan
+        return sum(self.idle) / available if available else 0.0
 
     @property
     def bubble_ratio(self) -> float:
@@ -262,13 +276,23 @@ class Timeline:
         return f"{source}, makespan {makespan}, bubble fraction {percent(self.bubble_fraction)}"
 
     def compare(self, other: Timeline) -> Comparison:
-        """How ``other`` differs from this timeline, operation by operation: a table that displays itself."""
+        """How ``other`` differs from this timeline, operation by operation: a table that displays itself.
+
+        Raises:
+            TimelineError: ``other`` is no timeline, or has another unit.
+        """
         from ppkit.compare import compare
 
         return compare(self, other)
 
     def to_text(self, width: int = 100) -> str:
-        """The timeline as plain text: a line per rank, ``width`` characters wide, and its metrics."""
+        """The timeline as plain text: a line per rank, and its metrics.
+
+        The picture is at most ``width`` characters wide; the lines below it may be longer.
+
+        Raises:
+            TimelineError: the width is no whole number, or leaves no room for a picture.
+        """
         from ppkit.draw.text import to_text
 
         return to_text(self, width)
@@ -280,13 +304,21 @@ class Timeline:
         return to_svg(self)
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the interactive Gantt as one HTML file that opens without a network; returns its path."""
+        """Write the interactive Gantt as one HTML file that opens without a network; returns its path.
+
+        Raises:
+            TimelineError: the file cannot be written.
+        """
         from ppkit.draw.gantt import write_html
 
         return write_html(self, path)
 
     def to_perfetto(self, path: str | Path) -> Path:
-        """Write a trace for https://ui.perfetto.dev or chrome://tracing; returns its path."""
+        """Write a trace for https://ui.perfetto.dev or chrome://tracing; returns its path.
+
+        Raises:
+            TimelineError: the file cannot be written, or two messages have the same number.
+        """
         from ppkit.exports import write_perfetto
 
         return write_perfetto(self, path)

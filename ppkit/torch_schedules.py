@@ -15,6 +15,7 @@ from ppkit.csv_text import parse
 from ppkit.errors import PpkitError
 from ppkit.schedule import Schedule
 from ppkit.torch_names import torch_names
+from ppkit.values import listed, whole
 
 if TYPE_CHECKING:
     from ppkit.timeline import Timeline
@@ -64,7 +65,7 @@ def from_torch(source: Any, name: str | None = None) -> Schedule:
         name: what to call it; left out: the name of the class, else "torch".
 
     Raises:
-        BridgeError: it has no such order.
+        BridgeError: it has no such order, or something else than torch's actions in it.
         ScheduleError: an action that ppkit does not know.
     """
     order = source if isinstance(source, Mapping) else getattr(source, "pipeline_order", None)
@@ -73,7 +74,9 @@ def from_torch(source: Any, name: str | None = None) -> Schedule:
             f"from_torch takes a pipeline_order, actions by rank, or an object of a torch schedule; got {source!r}",
             values={"source": source},
         )
-    rows = [[_our_text(action) for cell in order[rank] for action in _parts(cell)] for rank in sorted(order)]
+    if set(order) != set(range(len(order))):
+        raise BridgeError(f"from_torch: the actions are of ranks {[*order]}; they must be 0 to {len(order) - 1}")
+    rows = [_our_texts(rank, order[rank]) for rank in range(len(order))]
     text = "\n".join(",".join(filter(None, row)) or "," for row in rows)
     return parse(text, name or ("torch" if source is order else type(source).__name__))
 
@@ -88,11 +91,12 @@ def torch_schedule(kind: str | type, n_ranks: int, n_microbatches: int, n_chunks
         n_chunks: stages of a rank; left out: two where the class takes several, else one.
 
     Raises:
-        BridgeError: no such class, or torch refuses the numbers; its reason is quoted.
+        BridgeError: no such class, a count below 1, or torch refuses the numbers; its reason is quoted.
     """
     cls = schedule_class(kind)
     single = issubclass(cls, torch_names().Single)
-    n_chunks = n_chunks or (1 if single else 2)
+    n_ranks, n_microbatches = _count("n_ranks", n_ranks), _count("n_microbatches", n_microbatches)
+    n_chunks = (1 if single else 2) if n_chunks is None else _count("n_chunks", n_chunks)
     fakes = [
         SimpleNamespace(
             num_stages=n_ranks * n_chunks, group_size=n_ranks, group_rank=0, stage_index=chunk * n_ranks,
@@ -194,8 +198,31 @@ def _check(function: str, kind: type, value: Any) -> None:
         raise BridgeError(f"{function}() takes a {kind.__name__}; got {value!r}", values={"got": value})
 
 
+def _count(name: str, value: Any) -> int:
+    count = whole(value)
+    if count is None or count < 1:
+        raise BridgeError(
+            f"torch_schedule: {name} is {value!r}; it must be a whole number of at least 1", values={name: value}
+        )
+    return count
+
+
 def _computes(schedule: Schedule, rank: int) -> tuple[Action, ...]:
     return schedule.compute_only().actions[rank] if rank < schedule.n_ranks else ()
+
+
+def _our_texts(rank: int, cells: Any) -> list[str]:
+    """What a rank does in torch's order, as texts."""
+    given = listed(cells)
+    if given is None:
+        raise BridgeError(f"from_torch: the actions of rank {rank} must be a list; got {cells!r}")
+    for cell in given:
+        if cell is not None and not isinstance(cell, torch_names().Action):
+            raise BridgeError(
+                f"from_torch: rank {rank} has {cell!r}, which is no action of torch; for texts use "
+                "Schedule.from_csv, or Schedule(..., actions=...)"
+            )
+    return [_our_text(action) for cell in given for action in _parts(cell)]
 
 
 def _parts(cell: Any) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from operator import index
 from typing import Any
 
-__all__ = ["listed", "real", "whole"]
+__all__ = ["listed", "real", "seed_of", "whole"]
 
 
 def real(value: Any) -> float:
@@ -24,6 +24,12 @@ def whole(value: Any) -> int | None:
         return None if isinstance(value, bool) else int(index(value))
     except TypeError:
         return None
+
+
+def seed_of(value: Any) -> int | None:
+    """``value`` as a seed of torch's random numbers; None if it is no whole number of 64 bits."""
+    number = whole(value)
+    return number if number is not None and -(2**63) <= number < 2**64 else None
 
 
 def listed(value: Any) -> list[Any] | None:

@@ -70,13 +70,15 @@ class Vocabulary:
             the symbols, with the separator between them.
 
         Raises:
-            DataError: a token is not in the vocabulary, or there is more than one row.
+            DataError: a token is no integer or not in the vocabulary, or there is more than one row.
         """
         if not isinstance(tokens, Tensor):
             raise DataError(f"decode: takes a tensor of tokens, shape [L]; got {tokens!r}")
         if tokens.dim() != 1:
             shape = list(tokens.shape)
             raise DataError(f"decode: takes one row of tokens, shape [L], got shape {shape}; decode row by row")
+        if len(tokens) and (tokens.is_floating_point() or tokens.is_complex()):  # an empty tensor is one of floats
+            raise DataError(f"decode: tokens are integers; got a tensor of {tokens.dtype}: use .long(), or .argmax()")
         symbols: list[str] = []
         for token in tokens.tolist():
             if not 0 <= token < len(self):

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,6 +76,22 @@ def test_equal_layers_are_cut_evenly():
 def test_stages_that_the_layers_cannot_fill(n_stages):
     with pytest.raises(CostsError, match=r"there are 3 layers and each stage needs one; use 1\.\.3 stages"):
         partition([1, 2, 3], n_stages)
+
+
+def test_few_layers_are_told_in_their_number():
+    with pytest.raises(
+        CostsError, match=r"n_stages is 2, but there is 1 layer and each stage needs one; use 1 stage, or"
+    ):
+        partition([1], 2)
+    with pytest.raises(CostsError, match="there are no layers and each stage needs one; give it at least one"):
+        partition([], 1)
+    with pytest.raises(CostsError, match="costs is 3; give a list with the cost of each layer"):
+        partition(3, 1)
+
+
+def test_numbers_of_numpy():
+    assert partition(np.array([2.0, 3, 4, 9]), np.int64(2)) == [3, 1]
+    assert equal_sizes(7, np.int64(3)) == [3, 2, 2]
 
 
 @pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), None, "2"])

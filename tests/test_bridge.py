@@ -309,7 +309,15 @@ def test_dual_pipe_is_read_one_action_after_the_other() -> None:
         (lambda: torch_schedule("Interleaved1F1B", 4, 9), "refuses 4 ranks, 9 micro-batches, 2 stages a rank"),
         (lambda: torch_schedule("ZBVZeroBubble", 4, 8, 3), "exactly 2 stages per rank"),
         (lambda: from_torch(7), "takes a pipeline_order"),
+        (lambda: torch_schedule("Interleaved1F1B", 0, 3), "n_ranks is 0; it must be a whole number of at least 1"),
+        (lambda: torch_schedule("GPipe", "2", 3), "n_ranks is '2'"),  # type: ignore[arg-type]
+        (lambda: torch_schedule("GPipe", 2, None), "n_microbatches is None"),  # type: ignore[arg-type]
+        (lambda: torch_schedule("Interleaved1F1B", 2, 4, -1), "n_chunks is -1"),
+        (lambda: torch_schedule("Interleaved1F1B", 2, 4, 0), "n_chunks is 0"),
         (lambda: from_torch({}), "takes a pipeline_order"),
+        (lambda: from_torch({0: ["0F0"]}), r"rank 0 has '0F0', which is no action of torch; for texts use"),
+        (lambda: from_torch({0: 3}), "the actions of rank 0 must be a list; got 3"),
+        (lambda: from_torch({1: [], "a": []}), r"actions are of ranks \[1, 'a'\]; they must be 0 to 1"),
         (lambda: torch_schedule(None, 2, 4), "one of its classes, or its name"),  # type: ignore[arg-type]
         (lambda: torch_schedule(dict, 2, 4), "one of its classes, or its name"),
         (lambda: to_torch("gpipe"), r"to_torch\(\) takes a Schedule; got 'gpipe'"),  # type: ignore[arg-type]

@@ -161,6 +161,14 @@ def test_rounding_is_no_difference() -> None:
     assert "most changed" not in text
 
 
+def test_two_units_are_not_compared() -> None:
+    first = simulate(gpipe(2, 2))
+    second = replace(first, notes={"unit": "time units"})
+    with pytest.raises(TimelineError, match=r"compare\(\): the first timeline is in seconds, the second in time units"):
+        first.compare(second)
+    assert "(the same)" in str(second.compare(second))
+
+
 @pytest.mark.parametrize("other", [None, gpipe(2, 2), "measured"])
 def test_only_a_timeline_is_compared(other: Any) -> None:
     with pytest.raises(TimelineError, match=r"compare\(\) takes a Timeline"):

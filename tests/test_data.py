@@ -353,7 +353,16 @@ def test_more_than_there_is():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: data.digits(n_images=2.5), "asked is 2.5; it must be a whole number"),
+        (lambda: data.digits(n_images=2.5), "digits: n_images is 2.5; it must be a whole number"),
+        (lambda: data.numbers_as_words(n_pairs="2"), "numbers_as_words: n_pairs is '2'; it must be a whole number"),
+        (lambda: data.digits(dtype="float64"), "digits: dtype is 'float64'; it must be one of torch's"),
+        (lambda: data.batches(None, torch.ones(4), 1), "batches: inputs must be a tensor with rows, shape [N, ...]"),
+        (lambda: data.batches(torch.ones(4), torch.tensor(4.0), 1), "batches: targets must be a tensor with rows"),
+        (
+            lambda: data.batches(torch.ones(4), torch.ones(4), 2, seed=2**70),
+            f"batches: seed is {2**70}; it must be a whole number of at most 64 bits",
+        ),
+        (lambda: data.DIGITS.decode(torch.tensor([3.0])), "decode: tokens are integers; got a tensor of torch.float32"),
         (
             lambda: data.batches(torch.ones(4), torch.ones(4), 2.5),
             "batches: batch_size is 2.5; it must be a whole number",

@@ -194,6 +194,20 @@ def test_input_and_weight_gradients_are_half_of_the_backward_unless_stated() -> 
     assert Emulation(forward=1).seconds("W", 0) is None
 
 
+def test_the_full_backward_is_both_halves_unless_stated() -> None:
+    halves = {"input_grad": [1, 2], "weight_grad": 3}
+    assert Emulation(**halves).seconds("B", 1) == 5
+    assert Emulation(**halves, backward=4).seconds("B", 1) == 4
+    assert Emulation(input_grad=1).seconds("B", 0) is None
+    run = launch(_forward_and_backward, n_ranks=1, emulate=Emulation(input_grad=0.02, weight_grad=0.03))
+    (backward,) = (event for event in run.timeline if event.kind == "B")
+    assert backward.duration == pytest.approx(0.05, rel=0.2)
+
+
+def _forward_and_backward() -> None:
+    nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()
+
+
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True, [0.1, -0.1]])
 def test_durations_that_cannot_be(value: object) -> None:
     with pytest.raises(LaunchError, match=r"forward=.*number of seconds, 0 or more"):

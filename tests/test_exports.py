@@ -44,6 +44,7 @@ class TestJson:
         ("text", "message"),
         [
             ("timeline.json", "not JSON.*not a path"),
+            ("[" * 100_000, "not JSON"),
             ("[1, 2]", "no timeline.*'list'"),
             ('{"format": "other"}', "'other', not 'ppkit.timeline'"),
             ('{"format": "ppkit.timeline", "version": 9}', "version 9; this ppkit reads version 1"),

@@ -226,7 +226,7 @@ half, good = "a\\ud800", 7
 
 @pytest.mark.parametrize("text", ["no json\\n", "[[1]]\\n", "[" * 100_000 + "\\n", '{"begin": "x"}\\n'])
 def test_what_a_cell_writes_to_the_grader_costs_that_cell(text: str) -> None:
-    write = f"import os\nfor n in range(3, 30):\n    try: os.write(n, b'{text}')\n    except OSError: pass\nb = 2"
+    write = f"import os\nfor n in range(3, 1024):\n    try: os.write(n, b'{text}')\n    except OSError: pass\nb = 2"
     cells = [Runnable(1, "a = 1"), Runnable(2, write), Runnable(3, "c = 3")]
     found = collect(cells, ["a", "b", "c", "d"])
     assert found.values == {"a": 1, "c": 3}
@@ -235,7 +235,7 @@ def test_what_a_cell_writes_to_the_grader_costs_that_cell(text: str) -> None:
 
 def test_an_answer_that_nobody_understands_is_none() -> None:
     forged = b'{"values": {"a": {"function": [1]}, "b": {"plain": 2}, "c": {}, "d": 5}}\n'
-    write = f"import os\nfor n in range(3, 30):\n    try: os.write(n, {forged!r})\n    except OSError: pass"
+    write = f"import os\nfor n in range(3, 1024):\n    try: os.write(n, {forged!r})\n    except OSError: pass"
     assert collect([Runnable(1, write)], ["a"]).values == {"b": 2}
 
 
@@ -263,6 +263,24 @@ def test_lab_is_found_by_name_or_by_import_or_said(tmp_path: Path) -> None:
     assert read(nameless, LABS, "lab01").lab.name == "lab01"
     with pytest.raises(GradingError, match="there is no lab 'lab99'"):
         read(nameless, LABS, "lab99")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--json", "g.json", "--html", "g.html"],
+            "leave out --json and --html, for a notebook only, and it is a folder",
+        ),
+        (["--output", "there"], "leave out --output, for a folder only, which it is not"),
+    ],
+)
+def test_an_option_of_the_other_kind_is_refused(
+    options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path if "--json" in options else notebook("exercises")
+    assert main(["grade", str(path), *options]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written_is_said_before_grading(

@@ -33,6 +33,12 @@ def test_reference_earns_every_point(check: str, points: int) -> None:
     assert report.timeline.n_ranks == 4
 
 
+def test_sizes_that_agree_are_not_blamed() -> None:
+    report = str(graded(WRONG["a_buffer_that_lies_on_its_side"])[0])
+    assert "280 bytes for a receive buffer" not in report
+    assert "280 bytes for a receive buffer of 240 bytes" in str(graded(WRONG["a_buffer_that_is_too_small"])[0])
+
+
 def test_partial_of_the_learners_function_is_a_function() -> None:
     step = functools.partial(RIGHT["clears_at_the_end_and_tells_everybody_the_loss"].function)
     assert lab01.check_train_step(step).passed
@@ -70,6 +76,7 @@ def test_error_names_rank_and_line_and_shows_what_was_printed() -> None:
     [
         ("sends_the_activation_backward", mistakes.N05_DIRECTION),
         ("wraps_around_at_the_last", mistakes.N05),
+        ("leaves_all_messages_out", mistakes.NO_MESSAGES),
         ("a_buffer_that_is_too_small", mistakes.N06),
         ("sends_and_receives_three_rows", mistakes.N06_SENT),
         ("sends_three_rows_to_a_buffer_for_all", mistakes.N06_SENT),

@@ -21,6 +21,7 @@ from ppkit.checks.lab08.sites import (
     Decision,
     Link,
     Site,
+    _links,
     at_least,
     best,
     impossible,
@@ -79,8 +80,16 @@ def test_zero_and_recomputation_change_what_a_device_holds() -> None:
 
 def test_the_slowest_link_on_the_way_counts() -> None:
     fast, slow = Link(1e-5, 200e9), CLUSTER.between
-    reach = {8: fast, 9: slow, 32: slow, 1: fast}
-    assert {n: CLUSTER.link(n) for n in reach} == reach
+    links = {
+        (4, 8, "stages"): (fast, slow),
+        (4, 8, "replicas"): (slow, fast),
+        (2, 3, "stages"): (fast, fast),  # all in the first node
+        (8, 3, "stages"): (slow, slow),  # the third replica lies in two nodes
+        (6, 4, "replicas"): (slow, slow),
+        (1, 16, "stages"): (slow, slow),
+    }
+    found = {(d, p, place): _links(CLUSTER, Decision(d, p, 8, in_a_node=place)) for d, p, place in links}
+    assert found == links
     reduces = {}
     for place in ("stages", "replicas"):
         events = outcome(CLUSTER, Decision(8, 4, 8, recompute=True, in_a_node=place)).timeline.of_rank(0)

@@ -351,6 +351,12 @@ def test_a_time_limit_that_cannot_be(timeout: object) -> None:
         launch(_rank, timeout=timeout)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("threads", [0, 1.5, 10**12])
+def test_a_number_of_threads_that_cannot_be(threads: object) -> None:
+    with pytest.raises(LaunchError, match=r"threads=.*: a whole number from 1 to 1024, or None"):
+        launch(_rank, threads=threads)  # type: ignore[arg-type]
+
+
 def test_what_is_no_function() -> None:
     with pytest.raises(LaunchError, match="takes a function to call on every rank; got 3"):
         launch(3)  # type: ignore[arg-type]
@@ -365,6 +371,8 @@ def test_a_function_that_takes_other_arguments() -> None:
         launch(needs_two, 1)
     with pytest.raises(LaunchError, match="too many positional arguments"):
         launch(needs_two, 1, 2, 3)
+    with pytest.raises(LaunchError, match=r"the 1 argument given.*, as in launch\(_rank, n_ranks=4\)"):
+        launch(_rank, 3)
 
 
 def test_an_open_file_is_named_by_its_variable(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def test_a_cell_can_be_emulated_and_drawn(shell: InteractiveShell, capsys: pytes
     [
         ("nope", "the number of ranks is 'nope', which is no number and no variable"),
         ("0", "n_ranks=0: the number of ranks is a whole number from 1 to 200"),
+        ('"4', '%%ranks "4: No closing quotation'),
+        ("2 --out 3x", "'3x' is no name of a variable"),
         ("2 --frobnicate", "unrecognized arguments: --frobnicate"),
         ("2 --device tpu", "device='tpu' is not known"),
         ("2 --emulate missing", "--emulate is 'missing', which is no number and no variable"),
@@ -80,8 +82,8 @@ def test_a_syntax_error_names_the_line_of_the_cell(shell: InteractiveShell) -> N
     ("body", "says"),
     [
         ("x = 1\nreturn x", "'return' outside function at line 3 of the cell: return x"),
-        ("!ls", "line 2 of the cell: !ls. On ranks runs plain Python: no magic, and no shell command"),
-        ("%time 3", "line 2 of the cell: %time 3. On ranks runs plain Python"),
+        ("!ls", "line 2 of the cell: !ls. Ranks run plain Python: no magic, and no shell command"),
+        ("%time 3", "line 2 of the cell: %time 3. Ranks run plain Python"),
     ],
 )
 def test_a_cell_that_is_no_plain_python_is_quoted(shell: InteractiveShell, body: str, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -58,8 +59,10 @@ def test_a_mesh_that_the_ranks_do_not_fill():
 
 
 def test_what_a_mesh_refuses():
-    with pytest.raises(MeshError, match="n_stages is 0"):
+    with pytest.raises(MeshError, match="n_stages is 0; it must be a whole number of at least 1"):
         Mesh(2, 0)
+    with pytest.raises(MeshError, match="n_replicas is True"):
+        Mesh(True, 1)
     with pytest.raises(MeshError, match="no replica 2, stage 0: replicas go from 0 to 1, stages from 0 to 2"):
         Mesh(2, 3).rank_of(2, 0)
     with pytest.raises(MeshError, match="ranks 0 to 5"):
@@ -72,6 +75,12 @@ def test_what_a_mesh_refuses():
         Mesh(2, 3).on_ranks()
     with pytest.raises(MeshError, match=r"4 ranks cannot be divided among 2\.0 replicas"):
         by_replica(simulate(one_f_one_b(4, 2)), 2.0)
+
+
+def test_numbers_of_numpy():
+    assert Mesh(np.int64(2), np.int64(3)) == Mesh(2, 3)
+    assert type(Mesh(np.int64(2), 3).n_replicas) is int
+    assert by_replica(simulate(one_f_one_b(4, 2)), np.int64(2)).notes["rank 3"] == "replica 1 · stage 1"
 
 
 def test_a_timeline_says_replica_and_stage_of_each_rank():

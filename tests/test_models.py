@@ -7,6 +7,7 @@ import pickle
 from collections import OrderedDict
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -327,6 +328,11 @@ def test_tied_embeddings_are_one_parameter_in_two_stages():
         (2, [2, 1, 1], r"sizes \[2, 1, 1\] are 3 stages of 4 blocks in all; they must be 2 numbers"),
         (2, [4, 0], r"each at least 1"),
         (2, [], r"sizes \[\] are 0 stages"),
+        (2, None, r"by is None; use \"parameters\", \"layers\" or a list of sizes"),
+        (2, 2, r"by is 2; use"),
+        (2, [2.0, 2.0], r"sizes \[2\.0, 2\.0\] must be 2 whole numbers, each at least 1"),
+        (2, ["2", "2"], r"sizes \['2', '2'\] must be 2 whole numbers"),
+        (2, np.array([1, 2]), r"sizes \[1, 2\] are 2 stages of 3 blocks"),
     ],
 )
 def test_a_split_that_cannot_be_says_why(n_stages, by, message):
@@ -334,6 +340,21 @@ def test_a_split_that_cannot_be_says_why(n_stages, by, message):
         models.split(models.mlp(n_layers=4), n_stages, by=by)
     assert isinstance(caught.value, PpkitError)
     assert isinstance(caught.value, ValueError)
+
+
+def test_numbers_of_numpy_split_too():
+    model = models.mlp(n_layers=4)
+    assert [len(stage) for stage in models.split(model, np.int64(2), by=np.array([3, 1]))] == [3, 1]
+    for by in ("parameters", "layers"):
+        assert len(models.split(model, np.int64(2), by=by)) == 2
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "message"), [(0, "has 0 blocks .*give it at least one"), (1, "has 1 block and .* use 1 stage or")]
+)
+def test_a_model_of_few_blocks(n_blocks, message):
+    with pytest.raises(models.ModelError, match=message):
+        models.split(nn.Sequential(*[nn.ReLU()] * n_blocks), 2)
 
 
 def test_only_sequences_can_be_split():
@@ -368,6 +389,12 @@ def test_parameters_and_bytes():
         (lambda: models.TransformerLM(width=30), "n_heads is 4, but it must divide the width, which is 30"),
         (lambda: models.TransformerLM(n_heads=0), "n_heads is 0; it must be at least 1"),
         (lambda: models.EncoderDecoder(n_decoder_layers=0), "n_decoder_layers is 0"),
+        (lambda: models.mlp(seed=None), "seed is None; it must be a whole number of at most 64 bits"),
+        (lambda: models.mlp(seed="a"), "seed is 'a'"),
+        (lambda: models.unet(seed=1.5), r"seed is 1\.5"),
+        (lambda: models.TransformerLM(seed=2**64), f"seed is {2**64}"),
+        (lambda: models.mlp(dtype="f"), r"dtype is 'f'; it must be one of torch's .* torch\.float64"),
+        (lambda: models.mlp(dtype=torch.int64), r"dtype is torch\.int64"),
     ],
 )
 def test_sizes_that_cannot_be(build, message):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ppkit import Costs, PpkitError, drafts, one_f_one_b, simulate, ways
@@ -193,6 +194,18 @@ def test_counts_may_be_written_as_floats():
 # --- what does not fit
 
 
+def test_numbers_of_numpy():
+    model, machine = (
+        replace(MODEL, n_layers=np.int64(8), forward=np.float32(2)),
+        replace(MACHINE, memory=np.int64(10**9)),
+    )
+    assert (type(model.n_layers), type(model.forward), type(machine.memory)) == (int, int, int)
+    assert repr(plan(MODEL, MACHINE, np.int64(8))) == repr(plan(MODEL, MACHINE, 8))
+    assert repr(estimate(MODEL, MACHINE, 8, np.int64(2), n_stages=np.int64(2))) == repr(
+        estimate(MODEL, MACHINE, 8, 2, n_stages=2)
+    )
+
+
 def test_too_few_layers_or_samples_are_said():
     found = plan(replace(MODEL, n_layers=3), MACHINE, 2)
     for name in ("1F1B, 4 stages", "interleaved 1F1B, 2 stages of 2 chunks"):
@@ -237,6 +250,10 @@ def test_one_layer_does_not_fit():
         (lambda: estimate(MODEL, MACHINE, 8, 1, n_stages=8), "needs 8 devices, but there are 4"),
         (lambda: estimate(MODEL, MACHINE, 8, 1, n_stages=9), "needs 9 pieces of at least one layer"),
         (lambda: estimate(MODEL, MACHINE, 8, 5, n_replicas=2), "each of 5 micro-batches, but a replica has 4"),
+        (lambda: estimate(MODEL, MACHINE, 9, 6, n_replicas=2), "each of 6 micro-batches, but a replica has 5"),
+        (lambda: estimate(MODEL, MACHINE, 8, 1, schedule=["1F1B"]), r"no schedule \['1F1B'\]: it is one of"),
+        (lambda: estimate(MODEL, MACHINE, 8, 1, n_replicas=2, zero="no"), "zero='no': it must be True or False"),
+        (lambda: estimate(MODEL, MACHINE, 8, 1, n_chunks=True), "n_chunks=True: a whole number"),
         (lambda: estimate(replace(MODEL, n_heads=6), MACHINE, 8, 1, n_tensor=4), "heads in 4 equal parts"),
         (lambda: plan(MODEL, MACHINE, 0), "batch=0: a whole number"),
         (lambda: plan(MODEL, MACHINE, 2.0), "batch=2.0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 
 from ppkit.predict import side_by_side
@@ -31,6 +32,8 @@ def test_formula_and_measurement_stand_beside_the_prediction(capsys: pytest.Capt
         (1000, "Your prediction is above the formula's value: read on to see why."),
         ("four", "A prediction is a number; got 'four'."),
         (float("nan"), "A prediction is a number; got nan."),
+        (True, "A prediction is a number; got True."),
+        (numpy.float32(660), "Your prediction holds."),
     ],
 )
 def test_verdict(capsys: pytest.CaptureFixture[str], predicted: Any, said: str) -> None:
@@ -42,6 +45,14 @@ def test_without_a_formula_the_first_of_what_was_seen_judges(capsys: pytest.Capt
     names, values, verdict, _ = printed(capsys, "bubble", 0.2, simulated=0.124, measured=0.2)
     assert names == ["your prediction", "simulated", "measured"]
     assert values == ["bubble", "0.2", "0.124", "0.2"]
+    assert verdict == ["Your prediction is above the simulated value: read on to see why."]
+
+
+def test_a_number_that_is_not_there_yet_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, values, verdict, _ = printed(capsys, "bubble", 0.2, measured=None)
+    assert values == ["bubble", "0.2", "–"]
+    assert verdict == ["There is no number yet to compare your prediction with: measured is None."]
+    *_, verdict, _ = printed(capsys, "bubble", 0.2, measured=None, simulated=0.1)
     assert verdict == ["Your prediction is above the simulated value: read on to see why."]
 
 

@@ -416,6 +416,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Pipeline(gpipe(2, 2), {0: nn.Linear(2, 2)}, nn.functional.mse_loss),
         "rank 1 has the stages [1] and needs one module for each; got {0: Linear}",
     ),
+    "a stage's number as a text": (
+        lambda: Pipeline(gpipe(2, 2), {str(dist.get_rank()): nn.Linear(2, 2)}, nn.functional.mse_loss),  # type: ignore[dict-item]
+        "needs one module for each; got {'",
+    ),
     "unequal shared": (
         lambda: _step(module=_linear(seed=dist.get_rank()), shared=SHARING),
         "its values in stage 1 (weight) are not those in stage 0 (weight)",

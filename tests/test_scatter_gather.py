@@ -117,7 +117,7 @@ def test_outputs_without_rows_cannot_be_gathered() -> None:
 
 
 def test_no_device() -> None:
-    for devices in ([], "cpu"):
+    for devices in ([], "cpu", ["gpu"], 2, [None], None):
         with pytest.raises(LaunchError, match="give one for each replica"):
             DataParallel(nn.Linear(2, 2), devices)
 

@@ -294,13 +294,18 @@ def test_bad_values_by_stage(name: str, bad: Any) -> None:
 @pytest.mark.parametrize("name", ["latency", "bandwidth"])
 @pytest.mark.parametrize("bad", [math.nan, -1, math.inf, "1", True, [1, 2]])
 def test_bad_link(name: str, bad: Any) -> None:
-    with pytest.raises(CostsError, match=f"{name} must be a finite number of at least 0"):
+    bound = "of at least 0" if name == "latency" else "of bytes per second above 0, or None for no limit"
+    with pytest.raises(CostsError, match=f"{name} must be a finite number {bound}; got "):
         Costs(**{name: bad})
 
 
 def test_other_bad_costs() -> None:
-    with pytest.raises(CostsError, match="bandwidth must be more than 0 bytes per second, or None"):
+    with pytest.raises(CostsError, match=r"bandwidth must be .* above 0, or None for no limit; got 0"):
         Costs(bandwidth=0)
+    with pytest.raises(CostsError, match=r"n_replicas must be a whole number of at least 1: .*; got -1"):
+        Costs(n_replicas=-1)
+    with pytest.raises(CostsError, match=r"bucket_bytes must be a whole number of at least 1, or None .*; got -5"):
+        Costs(bucket_bytes=-5)
     for name in ("forward", "backward", "latency", "activation_bytes"):
         with pytest.raises(CostsError, match=f"{name} must be a .* of at least 0; got None"):
             Costs(**{name: None})  # type: ignore[arg-type]

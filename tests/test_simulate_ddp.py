@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 
 from ppkit.errors import CostsError
@@ -65,6 +66,12 @@ def test_one_replica_reduces_nothing() -> None:
     timeline = simulate_data_parallel(LAYERS, BYTES, 1, latency=5.0)
     assert timeline.makespan == 6
     assert not any(e.kind == "COLLECTIVE" for e in timeline)
+
+
+def test_its_name_counts_in_words() -> None:
+    timeline = simulate_data_parallel(LAYERS, BYTES, numpy.int64(2), 10**9)
+    assert timeline == simulate_data_parallel(LAYERS, BYTES, 2, 10**9)
+    assert timeline.name == "data parallel, 2 replicas, 1 bucket, with overlap"
 
 
 def test_nothing_in_it_is_torch() -> None:

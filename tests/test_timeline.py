@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import math
 import pickle
+from typing import Any
 
+import numpy
 import pytest
 
 from ppkit.errors import TimelineError
@@ -343,7 +345,14 @@ class TestCompare:
         ({"notes": None}, "notes must be a dict of texts; got None"),
         ({"notes": {"emulation": 3}}, "notes must be a dict of texts"),
         ({"n_ranks": 2.0}, "at least one rank; got n_ranks=2.0"),
+        ({"n_ranks": 10**9}, "at most 1,000,000 ranks; got n_ranks=1000000000"),
         ({"events": [Event(0.5, "F", 0, 1)]}, "ranks are integers"),  # type: ignore[arg-type]
+        ({"events": [Event(0, "F", 0, 1), Event(False, "F", 0, 1)]}, "rank False is no whole number"),
+        ({"events": [Event(0, "F", 0, 1, "a")]}, r"event 'F' \(rank 0, stage a\): stage 'a' is no whole number"),  # type: ignore[arg-type]
+        ({"events": [Event(0, "F", 0, 1, 1.5)]}, "stage 1.5 is no whole number"),  # type: ignore[arg-type]
+        ({"events": [Event(0, "F", 0, 1, 0, [1])]}, r"microbatch \[1\] is no whole number"),  # type: ignore[arg-type]
+        ({"events": [Event(0, "SEND", 0, 1, peer="1")]}, "peer '1' is no whole number"),  # type: ignore[arg-type]
+        ({"events": [Event(0, "SEND", 0, 1, message="1")]}, "message '1' is no whole number"),  # type: ignore[arg-type]
     ],
 )
 def test_parts_of_another_kind(change: dict[str, object], says: str) -> None:
@@ -355,3 +364,25 @@ def test_parts_of_another_kind(change: dict[str, object], says: str) -> None:
 def test_a_step_is_a_whole_number() -> None:
     with pytest.raises(TimelineError, match="whole number, the first step is 0"):
         Timeline((), "measured", 1).step("last")  # type: ignore[arg-type]
+    timeline = Timeline((Event(0, "OPTIM", 0, 1),), "measured", 1)
+    assert timeline.step(numpy.int64(0)) == timeline
+
+
+@pytest.mark.parametrize("start", ["a", None, math.nan, True])
+def test_a_start_is_a_number_of_seconds(start: Any) -> None:
+    with pytest.raises(TimelineError, match="the new start is a finite number of seconds"):
+        Timeline((), "measured", 1).shifted(start)
+
+
+@pytest.mark.parametrize("rank", ["0", None, 0.0, 1, -1])
+def test_a_rank_is_one_of_its_numbers(rank: Any) -> None:
+    with pytest.raises(TimelineError, match=f"no rank {rank!r}: the timeline has ranks 0 to 0"):
+        Timeline((), "measured", 1).of_rank(rank)
+
+
+def test_numbers_of_numpy() -> None:
+    event = Event(numpy.int64(0), "F", 0, 1, numpy.int64(0), numpy.int64(2))
+    timeline = Timeline((event,), "measured", 1)
+    assert timeline.of_rank(numpy.int64(0)) == (event,)
+    assert timeline.to_text(width=numpy.int64(80)) == timeline.to_text(width=80)
+    assert timeline.shifted(numpy.float32(1)).start == 1

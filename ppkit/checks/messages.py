@@ -157,7 +157,9 @@ def explain_mismatch(error: MismatchError, expected: Expected, where: str) -> Wr
     if right is not None and nbytes != right.nbytes:
         return _not_sent(right, [right._replace(nbytes=nbytes)], expected, where)
     mistake = N06 if sent["dtype"] == wanted["dtype"] else N07
-    fact = f"{where}: rank {wanted['rank']} got a message of {nbytes} bytes for a receive buffer of {room} bytes.\n"
+    fact = f"{where}: "
+    if nbytes != room:
+        fact += f"rank {wanted['rank']} got a message of {nbytes} bytes for a receive buffer of {room} bytes.\n"
     said = error.message.split("\nA message carries only bytes")[0]  # what to write instead is the learner's to find
     return Wrong(fact + said, mistake=mistake, timeline=error.timeline, output=error.output)
 

@@ -12,7 +12,7 @@ from ppkit.checks.messages import Expected, backward_messages, forward_messages,
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G18, G19, G20, G21, G22, G22_BETWEEN, G23, G25, G26, G27, G32
-from ppkit.checks.mistakes.naive import N14
+from ppkit.checks.mistakes.naive import N14, N14_CLEARED, N14_NO_BACKWARD
 from ppkit.checks.mistakes.one_f_one_b import F41
 from ppkit.checks.oracle import build_stages, parameters, run
 from ppkit.checks.oracle_gpipe import Cut, Stored, cut, forward_backward, train
@@ -32,6 +32,7 @@ __all__ = [
     "require_waits",
     "train_trial",
     "weights_difference",
+    "why_unchanged",
 ]
 
 Function = Callable[..., Any]
@@ -112,10 +113,18 @@ def recognise(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], da
     suspects += [(G20, "G20", "small micro-batches count as much as large ones")] if ragged else []
     suspects += [(G25, "G25", "the micro-batches' gradients are swapped")] if rank == 0 and not ragged else []
     if all_equal(got, parameters(stages[rank])):
-        raise trial.wrong("its parameters are what they were before the step.", N14, rank=rank)
+        raise trial.wrong("its parameters are what they were before the step.", why_unchanged(trial, rank), rank=rank)
     for mistake, name, text in suspects:
         if all_equal(got, train(stages, data[:1], name).weights[0][rank]):
             raise trial.wrong(f"{text}.", mistake, rank=rank)
+
+
+def why_unchanged(trial: Trial, rank: int) -> Mistake:
+    """Why a rank's parameters are what they were before its first step."""
+    kinds = [event.kind for event in trial.timeline.of_rank(rank)]
+    if "B" not in kinds:
+        return N14_NO_BACKWARD
+    return N14_CLEARED if "OPTIM" in kinds[kinds.index("B") :] else N14
 
 
 def weights_difference(trial: Trial, rank: int, stages: Sequence[torch.nn.Sequential], data: list[Cut]) -> str:

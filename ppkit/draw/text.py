@@ -9,6 +9,7 @@ from ppkit.draw.style import Mark
 from ppkit.errors import TimelineError
 from ppkit.timeline import Timeline
 from ppkit.units import bytes_text, duration, number, percent
+from ppkit.values import whole
 
 __all__ = ["critical_line", "to_text"]
 
@@ -29,20 +30,23 @@ IDLE = "."
 def to_text(timeline: Timeline, width: int = 100) -> str:
     """The timeline as a picture at most ``width`` characters wide; each bar begins with its micro-batch number.
 
+    The lines below the picture may be longer.
+
     Raises:
-        TimelineError: the width leaves no room for a picture.
+        TimelineError: the width is no whole number, or leaves no room for a picture.
     """
     margin = max(len(f"{_rank(timeline, rank)} |") for rank in range(timeline.n_ranks))
-    if not isinstance(width, int):
+    room = whole(width)
+    if room is None:
         raise TimelineError(f"to_text(width={width!r}): it is a whole number of characters", values={"width": width})
-    if width < margin + 20:
-        raise TimelineError(f"to_text(width={width}) is too narrow; it takes {margin + 20} characters or more")
+    if room < margin + 20:
+        raise TimelineError(f"to_text(width={room}) is too narrow; it takes {margin + 20} characters or more")
     communication, left_out = style.shown_communication([timeline])
     groups = style.marks(timeline, communication)
     marks = [mark for found in groups.values() for mark in found]
-    columns = _columns(timeline.makespan, marks, width - margin - 1)
+    columns = _columns(timeline.makespan, marks, room - margin - 1)
     rows = list(_rows(timeline, marks, columns, margin, communication))
-    title = style.title_lines(timeline, width, left_out)
+    title = style.title_lines(timeline, room, left_out)
     return "\n".join([*title, *rows, *_scale(timeline, columns, margin), *_legend(groups), *_metrics(timeline)])
 
 

@@ -54,7 +54,7 @@ def launch(
         n_ranks: number of processes, 1 to 200.
         device: "auto": GPUs over NCCL when there is one for every rank, else the CPU over gloo; "cpu"; "cuda", which
             shares GPUs over gloo when they are fewer than the ranks, and says so.
-        timeout: seconds after which the run is ended with a `RankError`. Without it too, a deadlock ends after two
+        timeout: seconds after which the run is ended with a `RankError`. Without it too, a deadlock ends after 1.5
             seconds in which no rank moves.
         emulate: durations of an emulated device.
         observe: record the timeline. Without it nothing of torch is wrapped, and deadlocks are not noticed.

@@ -22,6 +22,7 @@ from ppkit.launch.rank import Plan, read_run
 from ppkit.launch.remote import EngineTeam, Remote
 from ppkit.launch.seat import look
 from ppkit.launch.starter import remove_folder
+from ppkit.values import whole
 
 _SEAT = "__import__('ppkit.launch.seat', fromlist=['seat'])"
 _ANSWER = 20.0  # seconds in which an engine that is free answers
@@ -47,7 +48,7 @@ class Engines:
 
     def __init__(self, cluster: Any, n_ranks: int, device: str, emulate: Emulation | None, threads: int | None) -> None:
         client, targets = _engines_of(cluster)
-        if isinstance(n_ranks, bool) or n_ranks not in range(1, len(targets) + 1):
+        if whole(n_ranks) not in range(1, len(targets) + 1):
             raise LaunchError(
                 f"n_ranks={n_ranks!r}, and the cluster has {len(targets)} engine{'s' * (len(targets) != 1)}: each is "
                 "one rank at most. Take fewer ranks, or start more engines.",

@@ -64,11 +64,24 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     parser = _parser()
 
     def ranks(line: str, cell: str) -> None:
-        _run_cell(shell, parser.parse_args(shlex.split(line)), cell)
+        _run_cell(shell, parser.parse_args(_words(line)), cell)
 
     ranks.__doc__ = parser.format_help()
     shell.register_magic_function(ranks, "cell", "ranks")  # type: ignore[arg-type]  # its stub forgets `self`
     starter()
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise LaunchError(f"%%ranks {line}: {error}") from None
+
+
+def _name(text: str) -> str:
+    if not text.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a variable")
+    return text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,7 +94,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("%%ranks", description=_HELP, add_help=False)
     parser.add_argument("n_ranks", nargs="?", help="a number or a variable (default: 2)")
-    parser.add_argument("--out", metavar="NAME", help="keep the Run, with the last line's values, in this variable")
+    parser.add_argument(
+        "--out", metavar="NAME", type=_name, help="keep the Run, with the last line's values, in this variable"
+    )
     parser.add_argument("--timeline", action="store_true", help="draw what the ranks did")
     parser.add_argument("--pool", metavar="NAME", help="a variable that holds ppkit.Ranks, to run on")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -150,7 +165,7 @@ def body_of(shell: InteractiveShell, cell: str) -> CellBody:
         code = compile(source, filename, "exec")
     except SyntaxError as error:
         line = source.splitlines()[(error.lineno or 1) - 1].strip()
-        shells = ". On ranks runs plain Python: no magic, and no shell command" if line.startswith(("%", "!")) else ""
+        shells = ". Ranks run plain Python: no magic, and no shell command" if line.startswith(("%", "!")) else ""
         raise LaunchError(f"%%ranks: {error.msg} at line {error.lineno} of the cell: {line}{shells}") from None
     used = global_names(code)
     hidden = getattr(shell, "user_ns_hidden", {})

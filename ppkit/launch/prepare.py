@@ -28,6 +28,7 @@ from ppkit.timeline import Timeline
 from ppkit.values import real, whole
 
 one_at_a_time = threading.RLock()  # whoever holds it may talk to the starter
+_MOST_THREADS = 1024
 
 
 def make_plan(
@@ -153,9 +154,10 @@ def _check_arguments(fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         signature.bind(*args)
     except TypeError as error:
         name = getattr(fn, "__name__", repr(fn))
+        call = ", ".join([name, *signature.parameters, "n_ranks=4"])
         raise LaunchError(
-            f"{name}{signature} cannot be called with the {len(args)} arguments given: {error}. They follow the "
-            f"function, as in launch({name}, {', '.join(signature.parameters)}, n_ranks=4).",
+            f"{name}{signature} cannot be called with the {len(args)} argument{'s' * (len(args) != 1)} given: {error}. "
+            f"Arguments follow the function, as in launch({call}).",
             values={"args": args},
         ) from None
 
@@ -176,8 +178,9 @@ def check_options(timeout: object, threads: object, seed: object = 0) -> None:
         raise LaunchError(f"seed={seed!r}: a whole number of at most 63 bits, such as 0", values={"seed": seed})
     if timeout is not None and not 0 < real(timeout) < math.inf:
         raise LaunchError(f"timeout={timeout!r}: a number of seconds above 0, or None", values={"timeout": timeout})
-    if threads is not None and (whole(threads) or 0) < 1:
-        raise LaunchError(f"threads={threads!r}: a whole number above 0, or None", values={"threads": threads})
+    if threads is not None and not 1 <= (whole(threads) or 0) <= _MOST_THREADS:
+        most = f"a whole number from 1 to {_MOST_THREADS}"
+        raise LaunchError(f"threads={threads!r}: {most}, or None", values={"threads": threads})
 
 
 def check_emulation(emulate: object, n_ranks: int) -> None:

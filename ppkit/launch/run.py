@@ -49,7 +49,7 @@ class Run:
 def merge(rows: dict[int, list[Row]], n_ranks: int, name: str, emulation: Emulation | None) -> Timeline:
     """Return one timeline of what the ranks of a run recorded.
 
-    The clock is one for all processes of a host, so that times need no alignment; zero is the first event.
+    The clock is one for all processes of a host, so times need no alignment; zero is the first event.
 
     Args:
         rows: events of each rank, as `Recorder` keeps them.

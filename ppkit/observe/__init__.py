@@ -17,7 +17,7 @@ def observing(recorder: Recorder) -> Undo:
     """Let `recorder` see every forward, backward, optimizer step and message of this process from now on.
 
     `torch.nn.Module.__call__`, `torch.autograd.backward` and `grad`, and the functions of `torch.distributed` are
-    wrapped. Changing a class with hundreds of children takes milliseconds, so that it is done before ranks are forked.
+    wrapped. Changing a class with hundreds of children takes milliseconds, so it is done before ranks are forked.
 
     Returns:
         What `leave_alone` needs to undo it.

@@ -11,7 +11,8 @@ from ppkit.checks.estimates import Estimate, judge_estimates
 from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, Unfinished, Wrong, graded, is_blank
 from ppkit.checks.messages import Expected
-from ppkit.checks.mistakes.general import MISSING_MESSAGE, NO_ROWS
+from ppkit.checks.mistakes.general import NO_ROWS
+from ppkit.checks.mistakes.naive import NO_MESSAGES
 from ppkit.checks.oracle import build_stages
 from ppkit.checks.reference.naive import train_step
 from ppkit.checks.schedules import cannot_run
@@ -49,7 +50,7 @@ def check_schedule(schedule: Any) -> Passed:
     for rank, (row, wanted) in enumerate(zip(yours.actions, right.actions, strict=True)):
         missing = sorted(str(action) for action in set(wanted) - set(row))
         if missing:
-            raise Wrong(f"Rank {rank} lacks {', '.join(missing)}.\n{yours.grid()}", mistake=MISSING_MESSAGE)
+            raise Wrong(f"Rank {rank} lacks {', '.join(missing)}.\n{yours.grid()}", mistake=NO_MESSAGES)
     return Passed(f"It can run, and nothing is missing. Without its messages:\n{yours.compute_only().grid()}")
 
 

@@ -12,7 +12,6 @@ from ppkit.builders import naive
 from ppkit.checks.drivers import lab01 as ranks
 from ppkit.checks.judge import Passed, Verdict, Wrong, graded, require_function
 from ppkit.checks.messages import Expected, backward_messages, forward_messages
-from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import MISSING_MESSAGE, RETURNED, WRONG_VALUES
 from ppkit.checks.mistakes.gpipe import G22
 from ppkit.checks.mistakes.naive import (
@@ -23,13 +22,11 @@ from ppkit.checks.mistakes.naive import (
     N12_FIRST,
     N13,
     N14,
-    N14_CLEARED,
-    N14_NO_BACKWARD,
     SUMMED,
 )
 from ppkit.checks.oracle import Batch, Training, build_stages, parameters, run, train
 from ppkit.checks.show import show_beside
-from ppkit.checks.steps import require_waits
+from ppkit.checks.steps import require_waits, why_unchanged
 from ppkit.checks.trial import Trial, on_ranks
 from ppkit.checks.values import all_equal, first_difference
 from ppkit.data import batches, digits
@@ -65,7 +62,7 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
     if all_equal(weights, train(stages, data[:1], "N12").weights[0][0]):
         raise trial.wrong("it learned from the sum of its outputs.", N12_FIRST, rank=0)
     if all_equal(weights, parameters(stages[0])):
-        raise trial.wrong("its parameters are what they were before the step.", _why_unchanged(trial, 0), rank=0)
+        raise trial.wrong("its parameters are what they were before the step.", why_unchanged(trial, 0), rank=0)
     _judge_training(trial, stages, data)
     return Passed(
         "On 2 ranks, in three steps, the last with a smaller batch: every weight is that of one process.",
@@ -174,16 +171,8 @@ def _recognise(trial: Trial, stages: Sequence[torch.nn.Sequential], data: list[B
                     text = f"no gradient reached it: no message went from rank {rank + 1} to rank {rank}"
                     mistake = MISSING_MESSAGE
                 elif mistake is N14:
-                    mistake = _why_unchanged(trial, rank)
+                    mistake = why_unchanged(trial, rank)
                 raise trial.wrong(f"{text}.", mistake, rank=rank)
-
-
-def _why_unchanged(trial: Trial, rank: int) -> Mistake:
-    """Why a rank's parameters are what they were before its first step."""
-    kinds = [event.kind for event in trial.timeline.of_rank(rank)]
-    if "B" not in kinds:
-        return N14_NO_BACKWARD
-    return N14_CLEARED if "OPTIM" in kinds[kinds.index("B") :] else N14
 
 
 def _sent(trial: Trial, sender: int, receiver: int) -> bool:

@@ -10,7 +10,7 @@ from ppkit.checks.drivers import lab02 as ranks
 from ppkit.checks.estimates import Estimate, judge_estimates
 from ppkit.checks.form import Form, Number
 from ppkit.checks.judge import Passed, Wrong, graded, require_function
-from ppkit.checks.mistakes.gpipe import G25, G29, NOT_GPIPE
+from ppkit.checks.mistakes.gpipe import FORWARDS_OUT_OF_ORDER, G25, G29, NOT_GPIPE
 from ppkit.checks.schedules import order_of, run_builder
 from ppkit.schedule import Op, Schedule
 from ppkit.simulate import simulate
@@ -42,14 +42,14 @@ def _require_gpipe(schedule: Schedule) -> None:
             raise Wrong(
                 f"{schedule.name}: rank {rank} has a forward after a backward.\n{schedule.grid()}", mistake=NOT_GPIPE
             )
-    for op, what in ((Op.F, "forwards"), (Op.B, "backwards")):
-        orders = [order_of(row, op) for row in schedule.actions]
-        for rank, order in enumerate(orders):
-            if order != orders[-1]:
-                text = f"{schedule.name}: the {what} of rank {rank} go in the order {_text(order)}, those of rank "
-                raise Wrong(
-                    f"{text}{len(orders) - 1} in the order {_text(orders[-1])}.\n{schedule.grid()}", mistake=G25
-                )
+        if (order := order_of(row, Op.F)) != sorted(order):
+            text = f"{schedule.name}: the forwards of rank {rank} go in the order {_text(order)}."
+            raise Wrong(f"{text}\n{schedule.grid()}", mistake=FORWARDS_OUT_OF_ORDER)
+    orders = [order_of(row, Op.B) for row in schedule.actions]
+    for rank, order in enumerate(orders):
+        if order != orders[-1]:
+            text = f"{schedule.name}: the backwards of rank {rank} go in the order {_text(order)}, those of rank "
+            raise Wrong(f"{text}{len(orders) - 1} in the order {_text(orders[-1])}.\n{schedule.grid()}", mistake=G25)
 
 
 def _text(order: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from ppkit.builders import gpipe
 from ppkit.checks.drivers import lab02 as ranks
 from ppkit.checks.judge import Passed, Verdict, graded, require_function
 from ppkit.checks.mistakes.general import WRONG_VALUES
-from ppkit.checks.mistakes.gpipe import G25, ONE_BY_ONE
+from ppkit.checks.mistakes.gpipe import EARLY_BACKWARD, G25
 from ppkit.checks.oracle_gpipe import Cut, train
 from ppkit.checks.show import show_beside
 from ppkit.checks.steps import (
@@ -102,7 +102,7 @@ def _judge_order(trial: Trial, rank: int, data: list[Cut]) -> None:
         forwards = [event.start for event in events if event.kind == "F"]
         backwards = [event.start for event in events if event.kind == "B"]
         if forwards and backwards and min(backwards) < max(forwards):
-            raise trial.wrong(f"in step {step}, a backward began before the last forward.", ONE_BY_ONE, rank=rank)
+            raise trial.wrong(f"in step {step}, a backward began before the last forward.", EARLY_BACKWARD, rank=rank)
 
 
 def show_step(gpipe_step: Function) -> None:

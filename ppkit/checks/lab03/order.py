@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ppkit.builders import one_f_one_b
 from ppkit.checks.mistakes import Mistake
-from ppkit.checks.mistakes.one_f_one_b import F33, F34, F35, F36, F37, NOT_ONE_F_ONE_B
+from ppkit.checks.mistakes.one_f_one_b import BEYOND_THE_LAST, F33, F34, F35, F36, F37, NOT_ONE_F_ONE_B
 
 __all__ = ["Order", "judge_order", "right_orders"]
 
@@ -33,7 +33,7 @@ def judge_order(orders: Sequence[Order], m: int) -> tuple[int, str, Mistake] | N
     right = right_orders(p, m)
     for rank in reversed(range(p)):
         if any(number >= m for _, number in orders[rank]):
-            return rank, f"it uses a micro-batch that does not exist: there are {m}", F34
+            return rank, f"it uses a micro-batch that does not exist: there are {m}", F34 if m < p else BEYOND_THE_LAST
     ahead = [_ahead(order) for order in orders]
     wanted = [_ahead(order) for order in right]
     for rank in reversed(range(p)):

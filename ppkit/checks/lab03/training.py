@@ -13,8 +13,8 @@ from ppkit.checks.judge import Passed, Wrong, graded, require_function
 from ppkit.checks.lab03.order import Order, judge_order
 from ppkit.checks.messages import Expected, Message, never_waited
 from ppkit.checks.mistakes.general import RETURNED, WRONG_VALUES
-from ppkit.checks.mistakes.naive import N03, N09
-from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41, F41_RECEIVE
+from ppkit.checks.mistakes.naive import N03, N09_EXCHANGE
+from ppkit.checks.mistakes.one_f_one_b import F34, F36, F37, F38, F39, F41_RECEIVE, F41_SPOILT, G21_BETWEEN
 from ppkit.checks.oracle_gpipe import Cut
 from ppkit.checks.show import show_beside
 from ppkit.checks.steps import (
@@ -78,7 +78,7 @@ def _judge_exchanged(trial: Trial, rank: int, seen: Sequence[Any]) -> None:
         if text := difference(value, right):
             early = bool((value == -1).any())
             spoilt = bool((value == -2).any())
-            mistake = N09 if early else F41 if spoilt else WRONG_VALUES
+            mistake = N09_EXCHANGE if early else F41_SPOILT if spoilt else WRONG_VALUES
             raise trial.wrong(f"what it got in exchange {number} {text}.", mistake, rank=rank)
 
 
@@ -91,10 +91,12 @@ def check_first_rank_step(first_rank_step: Any) -> Passed:
     require_function(first_rank_step, "first_rank_step", FIRST_RANK_PARAMETERS)
     stages, data = digits_cut(3, ((3, 3, 3, 3, 3), (3, 3, 3, 3, 3)))
     trial = train_trial(ranks.first_rank, first_rank_step, stages, data)
+    if sum(event.kind == "OPTIM" for event in trial.timeline.of_rank(0)) > len(data):
+        raise trial.unfinished("the bug is still in it: its weights are not those of one process.", G21_BETWEEN, rank=0)
     backwards = [number for op, number in _orders(trial.timeline.step(0))[0] if op == "B"]
     if backwards != sorted(backwards):
         order = ", ".join(map(str, backwards))
-        raise trial.unfinished(f"the bug is still in it: rank 0's backwards go in the order {order}.", F36)
+        raise trial.wrong(f"its backwards go in the order {order}.", F36, rank=0)
     recognise(trial, 0, stages, data)
     if text := weights_difference(trial, 0, stages, data):
         raise trial.wrong(text, WRONG_VALUES, rank=0)

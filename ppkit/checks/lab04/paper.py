@@ -12,7 +12,7 @@ from ppkit.checks.judge import Passed, graded, require_function
 from ppkit.checks.messages import Expected
 from ppkit.checks.mistakes import Mistake
 from ppkit.checks.mistakes.general import RETURNED
-from ppkit.checks.mistakes.zero_bubble import NOT_PLACED, Z70, Z71, Z72, Z77, Z78, Z79
+from ppkit.checks.mistakes.zero_bubble import NOT_PLACED, ONE_WAY, Z70, Z71, Z72, Z77, Z78, Z79
 from ppkit.checks.trial import on_ranks
 from ppkit.schedule import Op
 from ppkit.simulate import Costs, simulate
@@ -87,7 +87,7 @@ def check_predictions(idle: Any, held_on_rank_0: Any, n_messages: Any) -> Passed
         ),
         Estimate(
             *("n_messages", n_messages, float(messages), " messages"),
-            known={2.0 * (p - 1) * m: Z77, 4.0 * (p - 1) * m: Z77, messages / 2: Z77},
+            known={2.0 * (p - 1) * m: Z77, 4.0 * (p - 1) * m: Z77, messages / 2: ONE_WAY},
         ),
     ]
     return judge_estimates(estimates, 15)

@@ -38,7 +38,7 @@ _ROWS: dict[str, Callable[[Site], str]] = {
     "": lambda site: site.name,
     "devices": lambda site: f"{site.n_nodes} × {site.node.n_devices}" if site.n_nodes > 1 else str(site.n_devices),
     "memory of a device": lambda site: bytes_text(site.node.memory),
-    "link in a node: latency, bandwidth": lambda site: _link(site.link(1)),
+    "link in a node: latency, bandwidth": lambda site: _link(site.link(in_a_node=True)),
     "link between nodes": lambda site: _link(site.between) if site.between else "–",
     "samples in a batch": lambda site: str(site.batch),
     "layers": lambda site: str(site.model.n_layers),

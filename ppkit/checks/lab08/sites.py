@@ -77,9 +77,9 @@ class Site:
         """In all nodes."""
         return self.node.n_devices * self.n_nodes
 
-    def link(self, reach: int) -> Link:
-        """The slowest link among `reach` devices in a row, the first of which is the first of a node."""
-        if self.between and reach > self.node.n_devices:
+    def link(self, in_a_node: bool) -> Link:
+        """The link between devices that all lie in one node, or not."""
+        if self.between and not in_a_node:
             return self.between
         return Link(self.node.latency, self.node.bandwidth or math.inf)
 
@@ -196,6 +196,15 @@ def outcome(site: Site, plan: Decision) -> Outcome:
     return Outcome(timeline, memory(timeline, costs), full if plan.recompute else 0)
 
 
+def _links(site: Site, plan: Decision) -> tuple[Link, Link]:
+    """The slowest link between neighbouring stages, and between the replicas of a stage."""
+    size, used = site.node.n_devices, plan.stages * plan.replicas
+    stages_inside = plan.in_a_node == "stages"
+    in_a_row = plan.stages if stages_inside else plan.replicas  # so many devices in a row belong together
+    near, far = site.link(used <= size or size % in_a_row == 0), site.link(used <= size)
+    return (near, far) if stages_inside else (far, near)
+
+
 @lru_cache(maxsize=4096)
 def _costs(site: Site, plan: Decision) -> tuple[Costs, int]:
     """Costs of each stage, and the bytes that the largest one keeps of one micro-batch without recomputation."""
@@ -210,9 +219,7 @@ def _costs(site: Site, plan: Decision) -> tuple[Costs, int]:
         backward = [sum(both) for both in zip(forward, backward, strict=True)]
     counts = [model.n_parameters * size // model.n_layers for size in sizes]
     shares = plan.replicas if plan.zero else 1
-    stages_inside = plan.in_a_node == "stages"
-    along = site.link(plan.stages if stages_inside else (plan.stages - 1) * plan.replicas + 1)
-    across = site.link((plan.replicas - 1) * plan.stages + 1 if stages_inside else plan.replicas)
+    along, across = _links(site, plan)
     message = int(rows * (model.message_bytes or 0))
     stored = [int(rows * size * model.activation_bytes) for size in sizes]
     # ZeRO-1 all-gathers the parameters after the step: once more half of a ring all-reduce.

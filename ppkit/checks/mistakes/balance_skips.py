@@ -55,9 +55,10 @@ S92 = Mistake(
 
 S93 = Mistake(
     "S93",
-    "More micro-batches do not make the ranks wait less than this: one kind of idle time shrinks, the other stays.",
-    "What shrinks is the time to fill and to drain the pipeline. In the middle, a rank with less work than the slowest "
-    "one waits for it at every single micro-batch.",
+    "This is not the part that is left. With more and more micro-batches one kind of idle time shrinks to nothing, and "
+    "the other stays.",
+    "The pipeline is filled and drained once a step. In the middle, a rank with less work than the slowest one waits "
+    "for it at every single micro-batch.",
     "The steady state alone: of one beat of the slowest stage, how long is each rank at work?",
 )
 
@@ -132,8 +133,8 @@ S96 = Mistake(
 S97 = Mistake(
     "S97",
     "There are more stages than layers, and your function does not say so as the task asks.",
-    "A model that cannot be cut so is a mistake of the caller. Who returns something all the same, or fails somewhere "
-    "inside, makes them look for it in the wrong place; who names the two numbers makes it plain.",
+    "A model that cannot be cut so is a mistake of the caller. A function that returns something all the same, or "
+    "fails somewhere inside, makes them look in the wrong place; an error with the two numbers makes it plain.",
     "What your function does before it begins to cut, and what it says then.",
 )
 
@@ -189,16 +190,16 @@ S103 = Mistake(
     "S103",
     "The numbers are right, but each micro-batch goes backward through the stage twice, once for each part of its "
     "gradient.",
-    "A backward is linear: if the parts are added up before it, one backward gives the same. Two take twice as long, "
-    "and the graph has to be kept for the second.",
+    "A backward is linear in the gradient that it starts from, so two through one graph never tell more than one "
+    "could. They take twice as long, and the graph has to be kept for the second.",
     "Your loop over the two sources: what belongs inside it, and what behind it?",
 )
 
 S103_AGAIN = replace(
     S103,
     see="A backward goes through the graph of a micro-batch a second time, and the first one has used it up.",
-    why="Each forward makes one graph, and a backward uses it up. Here two gradients arrive for each micro-batch, but "
-    "that is no reason for two backwards: a backward is linear, and the parts can come together before it.",
+    why="Each forward makes one graph, and a backward uses it up. Two gradients arrive for each micro-batch here, but "
+    "there is one graph, which is good for one backward.",
     look="The lines around your backward: how often do they run for each micro-batch, and what has arrived by then?",
 )
 
@@ -214,7 +215,7 @@ GARBAGE = Mistake(
     "",
     "There are numbers in it that nobody computed: infinite ones, or NaN.",
     "A tensor that is made empty still holds whatever was in its memory before. That is right where a receive fills "
-    "it; who adds to it, adds to anything.",
+    "it; but a sum that starts from it starts from anything.",
     "Every tensor that your function makes: what is in it before the first value is added?",
 )
 
@@ -255,7 +256,7 @@ S105 = Mistake(
     "S105",
     "A deadlock of more than two ranks: each waits for the next one, and the last for the first.",
     "With a skip the ranks no longer stand in a line, but in a ring: two ways lead from the first to the last, a short "
-    "and a long one. Who waits at the end of the short way may hold up the long one.",
+    "and a long one. A rank that waits at the end of the short way may hold up the long one.",
     "The calls in the report, one after the other. Which of these messages could be on its way already, "
     "and whose turn should come first?",
 )

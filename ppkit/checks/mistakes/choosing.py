@@ -49,7 +49,7 @@ P103 = Mistake(
 
 P104 = Mistake(
     "P104",
-    "Without ZeRO the number is right, with it it is not.",
+    "The number is right without ZeRO, and wrong with ZeRO.",
     "ZeRO cuts what all replicas hold alike, in three stages, one kind of tensor more in each. Here it is the first "
     "stage, and it cuts among those who hold the same.",
     "What your function divides where ZeRO is on, and by which number of devices.",
@@ -97,7 +97,8 @@ P109 = Mistake(
     "The all-reduce's time is wrong even if a message costs nothing but its bytes.",
     "Around a ring nobody sends the whole tensor at once. It is cut into as many parts as there are replicas; the "
     "parts are summed on one way around the ring, and handed out on a second one.",
-    "The bytes that one replica sends, for 2, 4, and very many replicas. And what has a replica to send that is alone?",
+    "The bytes that one replica sends, for 2, 4, and very many replicas. And what does a replica have to send if it is "
+    "the only one?",
 )
 
 P110 = Mistake(
@@ -129,8 +130,8 @@ P112 = Mistake(
 
 P113 = Mistake(
     "P113",
-    "The memory of the fullest device was computed for more and more stages, and it does not go where this answer "
-    "says.",
+    "The memory of the fullest device was computed, with more and more of what this answer trusts in, and it does not "
+    "go where the answer says.",
     "A pipeline's cut lies between two layers. What does a device hold when there is a stage for each layer?",
     "The layer's own share in the numbers of the report: parameters and what is made of them, and activations.",
 )

@@ -42,8 +42,8 @@ D46 = Mistake(
     "D46",
     "Numbers of the parameters' size went over the ranks, but each step was taken with the gradient of the rank's own "
     "shard.",
-    "Averaging the parameters instead of their gradients looks the same only with the simplest optimizers. Any other "
-    "one has then already made something different of each rank's gradient.",
+    "Averaging the parameters comes to the same only where a step is linear in the gradient, as in SGD. Adam, for one, "
+    "has by then made something else of each rank's gradient; and the task asks for equal gradients at the step.",
     "The tensor that your all-reduce is given, and where it stands: before the optimizer's step or after it?",
 )
 
@@ -103,8 +103,8 @@ D52 = Mistake(
     "D52",
     "A rank waits for ever for an all-reduce that another one never begins: there, a parameter took no part in the "
     "loss.",
-    "The hook of a parameter that is not used never runs, and its bucket is never full. The other ranks know nothing "
-    "of that, and wait.",
+    "The hook of a parameter that is not used never runs, and its bucket is never complete. The other ranks know "
+    "nothing of that, and wait.",
     "What becomes of a bucket that is still incomplete when the backward is over, and what a missing gradient counts "
     "as.",
 )
@@ -120,7 +120,7 @@ D52_UNUSED = Mistake(
 D53 = Mistake(
     "D53",
     "A weight that two layers share is treated as two.",
-    "Tied weights are one parameter with one gradient, to which both uses have already been added. Who goes through "
+    "Tied weights are one parameter with one gradient, to which both uses have already been added. A walk through "
     "the layers meets it twice.",
     "How you collect the parameters: how many do you get, and how many different ones are among them?",
 )
@@ -138,7 +138,7 @@ D55 = Mistake(
     "D55",
     "The model was wrapped, but the loop calls the model inside: the wrapper never hears of the forward, and averages "
     "nothing.",
-    "The wrapper prepares the averaging when it is called itself. Who calls what is inside, or the model by its old "
+    "The wrapper prepares the averaging when it is called itself. A call to what is inside, or to the model by its old "
     "name, goes past it, without an error.",
     "The name that is called with the images: what does it stand for?",
 )

@@ -78,7 +78,7 @@ KILLED = Mistake(
     "",
     "The process of a rank was killed from outside (SIGKILL), without a Python error.",
     "Mostly the system does that, when the machine has no memory left: it takes the process that has most. "
-    "Who keeps what every round of a loop makes, or makes tensors far larger than the task's, comes to that.",
+    "Code that keeps what every round of a loop makes, or makes tensors far larger than the task's, comes to that.",
     "What your function makes and keeps, and how often: print shapes, and the lengths of your lists.",
 )
 

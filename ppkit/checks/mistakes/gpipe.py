@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ppkit.checks.mistakes import Mistake
 
 G18 = Mistake(
@@ -93,7 +95,7 @@ LOSS_WITHOUT_GRAPH = Mistake(
 LOSS_USED_UP = Mistake(
     "",
     "A backward from the loss that you return fails: its graph has been used up.",
-    "A backward frees its graph as it goes, unless it is told to keep it. Who gets a loss wants to start from it.",
+    "A backward frees its graph as it goes, unless it is told to keep it. Whoever gets a loss wants to start from it.",
     "What your function does with the loss before it returns it. Which part of that does the task ask for?",
 )
 
@@ -126,7 +128,7 @@ G29 = Mistake(
     "G29",
     "This is the idle time measured against the busy time, not against the whole.",
     "Two numbers are called bubble: idle time divided by ideal time, and idle time divided by all the time there is. "
-    "They agree only if there are many micro-batches.",
+    "They come close to each other only if there are many micro-batches.",
     "The task's text: of which time is the part asked? Count the columns of the grid, and how many of them are idle on "
     "a rank.",
 )
@@ -147,6 +149,13 @@ NOT_GPIPE = Mistake(
     "The row that the report names: which actions belong to its first half?",
 )
 
+FORWARDS_OUT_OF_ORDER = Mistake(
+    "",
+    "The forwards of a rank are not in the order that the task asks for.",
+    "Messages carry no names: the second rank takes the first message for the micro-batch that it expects.",
+    "The numbers through which your forwards go, on the rank that the report names.",
+)
+
 ONE_BY_ONE = Mistake(
     "",
     "The numbers are right, but the micro-batches go through one after the other: a backward ran before the last "
@@ -154,4 +163,11 @@ ONE_BY_ONE = Mistake(
     "If the next micro-batch starts only when this one has come back, the other ranks are idle meanwhile, "
     "and cutting the batch has gained nothing.",
     "The loops of your step: which of them runs over all micro-batches, and what stands inside it?",
+)
+
+EARLY_BACKWARD = replace(
+    ONE_BY_ONE,
+    see="The numbers are right, but on some rank a backward ran before the last forward: that is not GPipe's order.",
+    why="GPipe runs all forwards first. If each micro-batch even waits until the one before has come back, cutting the "
+    "batch has gained nothing.",
 )

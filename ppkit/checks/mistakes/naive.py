@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ppkit.checks.mistakes import Mistake
 
 N01 = Mistake(
@@ -72,8 +74,9 @@ N05_DIRECTION = Mistake(
 
 N06 = Mistake(
     "N06",
-    "A message and the buffer it was received into have different sizes.",
-    "A message has no shape: the receiver must know it beforehand. Bytes that do not fit end the receiving process.",
+    "A message and the buffer it was received into have different shapes.",
+    "A message carries bytes and no shape: the receiver must know it beforehand. A wrong shape puts numbers in wrong "
+    "places; a buffer that is too small ends the receiving process.",
     "The line that makes the receive buffer. Where does the task tell you the shape of what arrives, on this rank?",
 )
 
@@ -107,6 +110,12 @@ N09 = Mistake(
     "The stage ran before its input had arrived, so it computed with whatever the buffer held.",
     "A receive that does not block returns at once, with a handle. The buffer may be read after the handle says so.",
     "The order of three things: the receive begins, it is complete, the buffer is used.",
+)
+
+N09_EXCHANGE = replace(
+    N09,
+    see="Your function returned `incoming` as it was given to it, in whole or in part: the message was not in it yet.",
+    look="Which line fills `incoming`, and is it through when your function returns?",
 )
 
 N09_BACKWARD = Mistake(
@@ -169,8 +178,9 @@ N14_NO_BACKWARD = Mistake(
     "N14",
     "A stage's parameters are what they were before the step: no backward ran through it.",
     "Receiving the gradient of an output changes nothing by itself. "
-    "The parameters get their gradients from a backward through the stage, which starts with what was received.",
-    "What this rank does between its receive and its optimizer's step.",
+    "The parameters get their gradients from a backward through the stage, which starts with what was received "
+    "or, on the last rank, with its loss.",
+    "What this rank does between its forward and its optimizer's step.",
 )
 
 N16 = Mistake(
@@ -179,6 +189,14 @@ N16 = Mistake(
     "Each send needs its own receive. A blocking send then waits for ever; one that does not block leaves a message "
     "that the next receive of this pair takes for its own.",
     "Count, for each pair of neighbours, the sends of the one and the receives of the other during one pass.",
+)
+
+NO_MESSAGES = Mistake(
+    "",
+    "All forwards and backwards are there, and messages are missing. The report says which.",
+    "Each rank holds one stage. What another rank has computed reaches it only by a message, and both ends of a "
+    "message are actions.",
+    "The fourteen actions in the task's text, beside those in your rows.",
 )
 
 ACTIVATION_BACK = Mistake(
@@ -221,7 +239,7 @@ NOT_FROM_LOSS = Mistake(
     "The gradients of the last stage are not those of the loss.",
     "In the backward nothing arrives on the last rank. What its outputs are worth is in the loss, and nowhere else: "
     "a backward that begins with other numbers finds other gradients.",
-    "The line that begins the backward on the last rank. What is a backward begun from there, in one process?",
+    "The line that begins the backward on the last rank. In one process, which tensor does a backward begin from?",
 )
 
 NO_GRAPH = Mistake(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ppkit.checks.mistakes import Mistake
 
 F33 = Mistake(
     "F33",
-    "A rank runs one forward too many, or one too few, before its first backward.",
+    "A rank runs too many forwards, or too few, before its first backward.",
     "The warm-up fills the ranks that come after this one. The last rank has nobody after it, and can begin its first "
     "backward as soon as its first forward is done.",
     "Your number of warm-up forwards, for the last rank and for the first. How many ranks come after each of them?",
@@ -19,6 +21,13 @@ F34 = Mistake(
     "Your number of warm-up forwards, for the first of four ranks and two micro-batches.",
 )
 
+BEYOND_THE_LAST = Mistake(
+    "",
+    "A rank's row goes beyond the last micro-batch.",
+    "Warm-up and steady state share the forwards: those that ran in the warm-up are not there for the pairs any more.",
+    "The number of pairs in your steady state. How many forwards are left when it begins?",
+)
+
 F35 = Mistake(
     "F35",
     "All ranks run the same number of forwards before their first backward.",
@@ -29,9 +38,10 @@ F35 = Mistake(
 
 F36 = Mistake(
     "F36",
-    "A rank runs the backward of its newest micro-batch, while the gradient that arrives belongs to its oldest.",
-    "The last rank works through the micro-batches in their order, so their gradients come back in that order. "
-    "A rank that holds several must use them in the order in which it has made them.",
+    "A rank's backwards and the gradients that arrive for them belong to different micro-batches. "
+    "Equal shapes hide it.",
+    "The last rank works through the micro-batches in their order, and its gradients come back in that order. "
+    "Messages carry no names: whoever receives must know whose turn it is.",
     "The place where a stored micro-batch is taken out again. From which end?",
 )
 
@@ -61,18 +71,26 @@ F39 = Mistake(
 
 F40 = Mistake(
     "F40",
-    "This is what many texts say, and what the simulation does not show.",
-    "The idle time at the beginning and at the end comes from filling and draining the pipeline, once a step, in both "
-    "schedules. They differ in something else.",
+    "The simulation of both schedules shows something else. Many texts are wrong here, too.",
+    "Ranks are idle while the pipeline fills and while it drains. When can the last rank begin, and how long after its "
+    "end does the first rank end?",
     "The two grids, side by side: count the idle cells of one rank in each.",
 )
 
 F41 = Mistake(
     "F41",
     "Numbers are right, but sends were begun that nobody waited for.",
-    "A send in flight reads its tensor until it is done, and its error reaches only those who wait. Who does not wait "
-    "may free or change the tensor too early; that it went well once is luck.",
+    "A send in flight reads its tensor until it is done, and its error reaches only those who wait. Code that does not "
+    "wait may free or change the tensor too early; that it went well once is luck.",
     "What your asynchronous sends return: where is it kept, and where is it waited for?",
+)
+
+F41_SPOILT = replace(
+    F41,
+    see="What arrived is not what the sender's tensor held when your function was called, but what its owner wrote "
+    "into it afterwards.",
+    why="A send in flight reads its tensor until it is done, and its error reaches only those who wait. Code that does "
+    "not wait may free or change the tensor too early.",
 )
 
 F41_LOST = Mistake(
@@ -89,6 +107,14 @@ F41_RECEIVE = Mistake(
     "A receive that does not block is under way for as long as somebody keeps what it has returned. "
     "Dropped, it may end before the message is there, and then the other side's send has nobody to meet.",
     "What your asynchronous receives return: where is it kept, and where is it waited for?",
+)
+
+G21_BETWEEN = Mistake(
+    "G21",
+    "Some micro-batches go through rank 0 with other weights than the rest of their batch.",
+    "The micro-batches are one batch, and their gradients belong to the same weights. In 1F1B forwards and backwards "
+    "take turns: what happens between two of them happens while other micro-batches are under way.",
+    "Everything in the loop that is neither a forward, nor a backward, nor a message.",
 )
 
 NOT_ONE_F_ONE_B = Mistake(

@@ -34,8 +34,8 @@ BUCKET_COUNT = Mistake(
 TWICE_THE_BYTES = Mistake(
     "",
     "This is exactly twice what a rank sends.",
-    "Three things make it so: 8 bytes for a number, which in float32 takes 4; what a rank receives, counted with what "
-    "it sends; or every rank sending the whole of its gradients to every other one, which a ring spares it.",
+    "One of three things makes it so: 8 bytes for a number, which in float32 takes 4; what a rank receives, counted "
+    "with what it sends; or every rank sending the whole of its gradients to every other one, which a ring spares it.",
     "The size of a number in the task's text, and how many pieces a rank sends in the two rounds of a ring.",
 )
 
@@ -178,7 +178,7 @@ COLLECTIVE_ALONE = Mistake(
     "",
     "A rank waits for ever in a collective, because another rank never comes to it.",
     "A collective ends when every rank of the group has called it, as often and in the same order. One that is called "
-    "on some ranks only, or one time more on some than on others, waits for those who never come.",
+    "on some ranks only, or once more on some than on others, waits for those who never come.",
     "The condition or the loop around the quoted call: is it the same on all ranks?",
 )
 

@@ -21,9 +21,9 @@ NOT_PLACED = Mistake(
 
 Z71 = Mistake(
     "Z71",
-    "Both placements put the stages in the same places.",
+    "The stages lie where the other placement would put them.",
     "In a V a micro-batch turns round at the last rank, and comes back through the ranks in the other order.",
-    "Your rank of the very last stage of the V. Which rank should compute the loss there?",
+    "What your function does with `placement`. Try the last stage with both values.",
 )
 
 Z72 = Mistake(
@@ -63,7 +63,7 @@ Z76 = Mistake(
     "Z76",
     "A rank runs too many or too few forwards before its first backward.",
     "Before a rank's first backward a round must have been through every chunk but its last. Then each rank fills "
-    "the ranks after it, and here the gradient's way back takes as long as the way there.",
+    "the ranks after it, and here it has to fill the way back as well.",
     "Your warm-up of the last rank, and of the one before it. By how much do they differ?",
 )
 
@@ -89,6 +89,13 @@ Z77 = Mistake(
     "Write all stages in a row, with their ranks. How many neighbours lie on different ranks?",
 )
 
+ONE_WAY = Mistake(
+    "",
+    "Half of the messages are missing.",
+    "A micro-batch crosses the model twice in a step, and every crossing of a boundary between ranks is a message.",
+    "What you counted for one micro-batch over one boundary, in a whole step.",
+)
+
 Z78 = Mistake(
     "Z78",
     "This is what plain 1F1B holds, as if chunks changed nothing or only the unit.",
@@ -102,7 +109,7 @@ Z79 = Mistake(
     "Z79",
     "The idle time of thin stages is not that of thick ones.",
     "The idle time is what it takes to fill and to drain the ranks, and both are made of single chunks.",
-    "The first row of the last rank: how long does it wait for its first chunk, if a chunk is half a stage?",
+    "The beginning of the last rank's row: how long does it wait for its first chunk, if a chunk is half a stage?",
 )
 
 Z80 = Mistake(

@@ -20,6 +20,12 @@ def receive(shape, source, dtype=torch.float64):
     return x
 
 
+# --- the schedule ---
+
+fails("check_schedule", None, "Rank 0 lacks 0RECV_B0, 0SEND_F0", name="leaves_all_messages_out")(
+    [["0F0", "0B0"], ["1F0", "1B0"], ["2F0", "2B0"]]
+)
+
 # --- forward_stage ---
 
 
@@ -134,6 +140,15 @@ def sends_three_rows_to_a_buffer_for_all(stage, batch, shape, rank, n_ranks):
     y = stage(x.requires_grad_())
     if rank < n_ranks - 1:
         dist.send(y[:3].detach(), rank + 1)
+    return x, y
+
+
+@fails("check_forward_stage", "N06", "2 ranks, 7 rows: rank", "[5, 7]")
+def a_buffer_that_lies_on_its_side(stage, batch, shape, rank, n_ranks):
+    x = receive(shape[::-1], rank - 1).T.requires_grad_() if rank else batch
+    y = stage(x)
+    if rank < n_ranks - 1:
+        dist.send(y.detach(), rank + 1)
     return x, y
 
 

@@ -27,6 +27,17 @@ def first_stage_goes_backwards(p, m):
     return rows
 
 
+@fails("check_schedule", None, "the forwards of rank 0 go in the order 2, 1, 0")
+def first_rank_s_forwards_go_down(p, m):
+    down = [f"0F{i}" for i in reversed(range(m))] + [f"0B{i}" for i in range(m)]
+    return [down, *([f"{s}{op}{i}" for op in "FB" for i in range(m)] for s in range(1, p))]
+
+
+@fails("check_schedule", None, "the forwards of rank 0 go in the order 2, 1, 0")
+def all_forwards_go_down(p, m):
+    return [[f"{s}{op}{i}" for op in "FB" for i in reversed(range(m))] for s in range(p)]
+
+
 @fails("check_schedule", None, "0B0")
 def backwards_before_forwards(p, m):
     return [[f"{s}B{i}" for i in range(m)] + [f"{s}F{i}" for i in range(m)] for s in range(p)]
@@ -290,6 +301,28 @@ mark("keeps_the_graph", "G26", "keep its graph", kept=True)
 mark("returns_the_sum_of_means", "G32", "a loss of", returns=lambda losses: sum(losses) * len(losses))
 mark("returns_the_last_share", "G32", "a loss of", returns=lambda losses: losses[-1])
 mark("never_steps", "N14", "before the step", stepping="never")
+
+
+@fails("check_gpipe_step", "N14", "rank 1: its parameters are what they were before the step")
+def forwards_alone(stage, optimizer, microbatches, targets, shapes, rank, n_ranks):
+    optimizer.zero_grad()
+    stored = forward_all(stage, microbatches, shapes, rank, n_ranks)
+    optimizer.step()
+    n_rows = sum(map(len, targets))
+    return sum(microbatch_loss(y, labels, n_rows) for (_, y), labels in zip(stored, targets)) if rank else None
+
+
+@fails("check_gpipe_step", "N14", "rank 1: its parameters are what they were before the step")
+def clears_after_the_backwards(stage, optimizer, microbatches, targets, shapes, rank, n_ranks):
+    class Late:
+        def zero_grad(self):
+            pass
+
+        def step(self):
+            optimizer.zero_grad()
+            optimizer.step()
+
+    return step_with(right)(stage, Late(), microbatches, targets, shapes, rank, n_ranks)
 
 
 @fails("check_gpipe_step", None, "a backward began before the last forward")

@@ -58,6 +58,22 @@ def cool_down_begins_at_zero(p, m):
 
 schedule("all_forwards_first", "F35", warm_up=lambda p, r, m: m)
 
+
+@fails("check_schedule", None, "3 stages, 5 micro-batches", "0F5 names micro-batch 5")
+def pairs_for_every_microbatch(p, m):
+    rows = []
+    for rank in range(p):
+        ahead = min(p - 1 - rank, m)
+        pairs = [text for i in range(m) for text in (f"{rank}F{ahead + i}", f"{rank}B{i}")]
+        rows.append([f"{rank}F{i}" for i in range(ahead)] + pairs)
+    return rows
+
+
+# --- predictions ---
+
+fails("check_predictions", "F40", "it is not 'shorter'", name="idle_for_less", points=10.0)((3, 0.2, "shorter"))
+fails("check_predictions", "F40", "it is not 'longer'", name="idle_for_more", points=10.0)((3, 0.2, "longer"))
+
 # --- exchange ---
 
 
@@ -106,6 +122,22 @@ def does_not_wait_for_the_receive(outgoing, incoming, peer):
     return got
 
 
+@fails("check_exchange", "F41", "what it got in exchange 0")
+def forgets_its_first_send(outgoing, incoming, peer):
+    if len(under_way) == 1 and peer == 1:
+        dist.send(torch.zeros(1), peer, tag=1)  # only now may rank 1 receive what rank 0 has begun to send
+    under_way.append(dist.isend(outgoing, peer))
+    if len(under_way) == 1 and peer == 0:
+        dist.recv(torch.zeros(1), peer, tag=1)
+    dist.recv(incoming, peer)
+    if len(under_way) > 1:
+        under_way[-1].wait()
+    return incoming
+
+
+under_way = []
+
+
 @fails("check_exchange", None, "nothing")
 def returns_nothing(outgoing, incoming, peer):
     sending = dist.isend(outgoing, peer)
@@ -116,7 +148,7 @@ def returns_nothing(outgoing, incoming, peer):
 # --- first_rank_step ---
 
 
-def first_rank_with(step="after", clear="before", warm_up=lambda n, m: min(n - 1, m)):
+def first_rank_with(step="after", clear="before", warm_up=lambda n, m: min(n - 1, m), newest=False):
     def first_rank_step(stage, optimizer, microbatches, n_ranks):
         if clear == "before":
             optimizer.zero_grad()
@@ -128,7 +160,7 @@ def first_rank_with(step="after", clear="before", warm_up=lambda n, m: min(n - 1
                 message = outputs[-1].detach()
                 sends.append((dist.isend(message, 1), message))
             if i >= ahead:
-                output = outputs.pop(0)
+                output = outputs.pop(-1 if newest else 0)
                 dist.recv(grad := torch.empty_like(output), src=1)
                 output.backward(grad)
         for work, _ in sends:
@@ -143,6 +175,12 @@ fails("check_first_rank_step", "N14", "before the step", name="bug_mended_and_st
 fails("check_first_rank_step", "G22", "after step 1", name="bug_mended_and_clearing_lost")(
     first_rank_with(clear="never")
 )
+fails(
+    "check_first_rank_step",
+    "F36",
+    "rank 0: its backwards go in the order 2, 3, 4, 1, 0",
+    name="bug_mended_and_newest_first",
+)(first_rank_with(newest=True))
 
 # --- one_f_one_b_step ---
 

@@ -26,6 +26,12 @@ def a_v_for_both(stage, n_ranks, n_chunks, placement):
     return min(stage % (2 * n_ranks), 2 * n_ranks - 1 - stage % (2 * n_ranks))
 
 
+@fails("check_stage_to_rank", "Z71", "'cards'")
+def a_v_in_place_of_cards_and_back(stage, n_ranks, n_chunks, placement):
+    cards = placement == "V" or n_chunks != 2
+    return stage % n_ranks if cards else min(stage, 2 * n_ranks - 1 - stage)
+
+
 @fails("check_stage_to_rank", "Z72", "'V'")
 def turns_one_too_late(stage, n_ranks, n_chunks, placement):
     return stage % n_ranks if placement == "cards" or stage < n_ranks else 2 * n_ranks - stage
@@ -105,6 +111,10 @@ def warm_up_longer_than_the_row(p, m, v):
 # --- predictions ---
 
 fails("check_predictions", "Z79", "too large", name="idle_as_with_thick_stages")((9, 4, 72))
+fails("check_predictions", None, "84 messages is too small", name="messages_of_one_way", points=10.0)((4.5, 11, 84))
+fails("check_predictions", "Z77", "72 messages is too small", name="messages_of_thick_stages", points=10.0)(
+    (4.5, 11, 72)
+)
 
 # --- input_grad and weight_grads ---
 
