@@ -431,7 +431,7 @@ def test_bad_arguments_are_told_before_anything_starts() -> None:
             ranks.run(_total, timeout="5")  # type: ignore[arg-type]
         with pytest.raises(LaunchError, match="emulate=1"):
             ranks.run(_total, emulate=1)  # type: ignore[arg-type]
-        with pytest.raises(LaunchError, match="cannot be called with the 1 arguments"):
+        with pytest.raises(LaunchError, match="cannot be called with the 1 argument given"):
             ranks.run(_total, 1)
         assert ranks.run(_total).results == (3.0, 3.0)
 
