@@ -64,7 +64,7 @@ unit: $(VENV)/.test-installed  ## the tests of the library
 	$(PYTEST) tests -n $(WORKERS) --dist worksteal -m "not alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
 	$(PYTEST) tests -n 2 -m "alone and not soak" $(PYTEST_ARGS) $(NONE_IS_FINE)
 
-soak: $(VENV)/.test-installed  ## many runs, many notebooks at once, notebooks killed at any moment: minutes
+soak: $(VENV)/.test-installed  ## many runs and notebooks at once, notebooks killed at any moment, two nodes: minutes
 	$(PYTEST) tests -m soak -s $(PYTEST_ARGS)
 
 lessons: $(VENV)/.test-installed  ## execute the lessons, and compare every output with the stored one

@@ -22,7 +22,7 @@ from ppkit.export import export
 from ppkit.launch import launch
 from ppkit.timeline import Timeline
 
-pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+pytestmark = [pytest.mark.ranks, pytest.mark.soak]
 
 CELLS = (
     "import time\nimport torch\nimport torch.distributed as dist",
